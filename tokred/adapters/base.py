@@ -1,0 +1,183 @@
+"""Finding the encoder inside a model and describing it: what every family of foreign models provides."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from importlib.metadata import entry_points
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tokred.adapters.parts import BlockParts, BlockRegistry
+from tokred.adapters.site import Reduction
+from tokred.errors import UnsupportedModelError
+from tokred.shape import BlockShape, ModelShape
+
+Undo = Callable[[], object]
+
+
+class Tower(ABC):
+    """One stack of transformer blocks inside a model, as patching sees it.
+
+    Attributes:
+        module: the module that holds the blocks.
+        blocks: the blocks, in the order in which they run.
+        parts: how each block is put together.
+        shape: numbers for cost and schedules.
+        family: name of the adapter, for messages.
+        padding_in_mask: the attention mask that the blocks get marks padding tokens.
+    """
+
+    family: str = "registered blocks"
+    padding_in_mask: bool = False
+
+    def __init__(self, module: nn.Module, blocks: Sequence[nn.Module], parts: Sequence[BlockParts]) -> None:
+        self.module = module
+        self.blocks = list(blocks)
+        self.parts = list(parts)
+
+    @cached_property
+    def shape(self) -> ModelShape:
+        """Numbers for cost and schedules."""
+        return self.measure()
+
+    @abstractmethod
+    def measure(self) -> ModelShape:
+        """Read the shape off the modules, without running them."""
+
+    @abstractmethod
+    def example(self) -> Any:
+        """A tiny random input of the whole tower (batch 1), on its device, for the self-check."""
+
+    @abstractmethod
+    def run(self, example: Any) -> Tensor:
+        """Run the tower on :meth:`example`."""
+
+    def install(self, reduction: Reduction) -> list[Undo]:
+        """Adapt what surrounds the blocks (pooling, intermediate features); returns what takes it back."""
+        return []
+
+
+class Adapter(ABC):
+    """All knowledge of one family of foreign models."""
+
+    name: str
+
+    @abstractmethod
+    def tower(self, module: nn.Module) -> Tower | None:
+        """The tower that ``module`` itself is, or ``None`` if this family does not know it."""
+
+    @abstractmethod
+    def supported(self) -> list[str]:
+        """What this family supports, for messages."""
+
+
+class AdapterRegistry:
+    """Families in the order in which they are asked; those of other packages join through ``tokred.adapters``."""
+
+    def __init__(self) -> None:
+        self._own: list[Adapter] = []
+        self.blocks = BlockRegistry()
+
+    @cached_property
+    def _foreign(self) -> list[Adapter]:
+        return [entry.load()() for entry in entry_points(group="tokred.adapters")]
+
+    def add(self, adapter: Adapter) -> None:
+        """Make a family known; later ones are asked first."""
+        self._own.insert(0, adapter)
+
+    def all(self) -> list[Adapter]:
+        """All families."""
+        return [*self._foreign, *self._own]
+
+
+registry = AdapterRegistry()
+
+
+def find_tower(model: nn.Module) -> Tower:
+    """Find the one tower in ``model``.
+
+    Raises:
+        UnsupportedModelError: there is none, or there are several.
+    """
+    towers: list[tuple[str, Tower]] = []
+    covered: set[nn.Module] = set()
+    for path, module in model.named_modules():
+        if module in covered:
+            continue
+        for adapter in registry.all():
+            tower = adapter.tower(module)
+            if tower is not None:
+                towers.append((path, tower))
+                covered.update(module.modules())
+                break
+    if len(towers) == 1:
+        return towers[0][1]
+    if towers:
+        names = ", ".join(f"{path or 'the model itself'} ({type(t.module).__name__})" for path, t in towers)
+        raise UnsupportedModelError(f"{type(model).__name__} holds several encoders: {names}. Patch one of them.")
+    supported = "; ".join(f"{a.name}: {', '.join(a.supported())}" for a in registry.all())
+    raise UnsupportedModelError(
+        f"{type(model).__name__}: no adapter for {_suspects(model)}. Supported: {supported}. "
+        "Teach tokred a block class of your own with tokred.register_adapter."
+    )
+
+
+def measure_block(block: nn.Module, parts: BlockParts) -> BlockShape:
+    """Read the cost-relevant sizes off the modules of one block."""
+    attention = parts.attention_modules(block)
+    if not parts.mlp:
+        weights, features = linear_size([block])
+        return BlockShape(weights, attention_width(block), 0, _heads(block), features, 0, parallel=True)
+    holders = [block] if parts.mlp_stack is None else list(getattr(block, parts.mlp_stack))
+    mlp = [m for holder in holders for name in parts.mlp if isinstance(m := getattr(holder, name, None), nn.Module)]
+    attention_weights, attention_features = linear_size(attention)
+    mlp_weights, mlp_features = linear_size(mlp)
+    width = sum(attention_width(attn) for attn in attention)
+    return BlockShape(attention_weights, width, mlp_weights, _heads(attention[0]), attention_features, mlp_features)
+
+
+def linear_size(modules: Sequence[nn.Module]) -> tuple[int, int]:
+    """Multiply-accumulates per token, and numbers written per token, of all linear layers in ``modules``."""
+    weights = features = 0
+    for module in {m for parent in modules for m in parent.modules()}:
+        out = getattr(module, "out_features", None)
+        if isinstance(out, int) and isinstance(module.in_features, int):
+            weights += out * module.in_features
+            features += out
+    return weights, features
+
+
+def attention_width(attn: nn.Module) -> int:
+    """Heads times head width, read off the attributes or the query projection."""
+    head_dim = getattr(attn, "head_dim", None)
+    if isinstance(head_dim, int):
+        return _heads(attn) * head_dim
+    for name, parts in (("qkv", 3), ("q_proj", 1)):
+        out = getattr(getattr(attn, name, None), "out_features", None)
+        if isinstance(out, int):
+            return out // parts
+    raise UnsupportedModelError(f"{type(attn).__name__} has neither head_dim, qkv nor q_proj; its cost cannot be read.")
+
+
+def _heads(attn: nn.Module) -> int:
+    return int(getattr(attn, "num_heads", 1))
+
+
+def _suspects(model: nn.Module) -> str:
+    """The classes of what looks like the blocks of ``model``."""
+    classes: dict[str, None] = {}
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList | nn.Sequential) and len(module) > 1:
+            classes.update(dict.fromkeys(type(child).__name__ for child in module))
+    found = [name for name in classes if "Block" in name or "Layer" in name or "Stage" in name] or list(classes)
+    return "blocks of class " + ", ".join(found[:4]) if found else "it: it has no list of blocks"
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where the parameters of ``module`` lie."""
+    return next((p.device for p in module.parameters()), torch.device("cpu"))

@@ -1,0 +1,289 @@
+"""One block of a patched model: runs its own parts, and reduces the tokens where the method acts."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from tokred.adapters.attention import Call, calling, current_call
+from tokred.adapters.parts import BlockParts
+from tokred.errors import NonFiniteError, ScheduleMismatchError
+from tokred.methods.base import Method
+from tokred.schedule import Schedule
+from tokred.shape import ModelShape
+from tokred.state import TokenState, carry, state_of
+from tokred.token_map import gather_tokens
+from tokred.view import LayerView
+
+
+class Reduction:
+    """What the sites of one patched tower share.
+
+    Attributes:
+        method: the method.
+        shape: the tower at its nominal input size.
+        padding_in_mask: the attention mask of the model marks padding tokens.
+        trace: keep the state of the last forward.
+        idle: run the replaced blocks without reducing anything (the self-check compares this with the original).
+        last: state of the last forward, if ``trace``.
+    """
+
+    def __init__(self, method: Method, shape: ModelShape, *, padding_in_mask: bool = False, trace: bool = False) -> None:
+        self.method = method
+        self.shape = shape
+        self.padding_in_mask = padding_in_mask
+        self.trace = trace
+        self.idle = False
+        self.last: TokenState | None = None
+        self._plans: dict[int, Schedule] = {}
+        self.first = self._first_layer(self.plan(shape.num_tokens), shape.num_tokens)
+
+    def plan(self, num_tokens: int) -> Schedule:
+        """The schedule for an input of ``num_tokens`` tokens."""
+        plan = self._plans.get(num_tokens)
+        if plan is None:
+            plan = self._plans[num_tokens] = self.method.plan(self.shape.with_tokens(num_tokens))
+            if self._plans and self._first_layer(plan, num_tokens) < getattr(self, "first", 0):
+                raise ScheduleMismatchError(
+                    f"With {num_tokens} tokens the schedule acts on an earlier layer than with the "
+                    f"{self.shape.num_tokens} that the model was patched for. Patch the model again for this input size."
+                )
+        return plan
+
+    def reduces(self, layer: int) -> bool:
+        """Whether tokens are removed in ``layer`` at the nominal input size."""
+        counts = (self.shape.num_tokens, *self.plan(self.shape.num_tokens).tokens(self.shape.num_tokens))
+        return counts[layer + 1] < counts[layer]
+
+    @property
+    def name(self) -> str:
+        """Class of the method, for messages."""
+        return type(self.method).__name__
+
+    def _first_layer(self, plan: Schedule, num_tokens: int) -> int:
+        counts = plan.tokens(num_tokens)
+        return next((layer for layer, n in enumerate(counts) if n < num_tokens), plan.depth)
+
+
+class Site:
+    """The replaced ``forward`` of one block. Holds the block, its description and what all sites share; no run state."""
+
+    def __init__(self, block: nn.Module, parts: BlockParts, layer: int, reduction: Reduction) -> None:
+        self.block = block
+        self.parts = parts
+        self.layer = layer
+        self.reduction = reduction
+        self.argument_names = list(inspect.signature(type(block).forward).parameters)[2:]
+
+    def install(self) -> list[RemovableHandle]:
+        """Replace the forward of the block; returns the hooks that were added."""
+        self.block.forward = self.forward
+        hooks = []
+        method = self.reduction.method
+        modules = self.parts.attention_modules(self.block)
+        if method.needs - {"before"} and self.reduction.reduces(self.layer):
+            hooks += self.parts.reader.hooks(modules[0], method.needs)
+        if self.parts.own_bias is not None:
+            for attn in modules:
+                OwnBias(attn, self.parts).install()
+        return hooks
+
+    def remove(self) -> None:
+        """Give the block its own forward back."""
+        vars(self.block).pop("forward", None)
+        for attn in self.parts.attention_modules(self.block):
+            if self.parts.own_bias is not None:
+                OwnBias(attn, self.parts).remove()
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Run the block on ``x`` [B, N, C], reduced or in full length; returns what the next block expects."""
+        arguments = {**dict(zip(self.argument_names, args, strict=False)), **kwargs}
+        state = state_of(x)
+        if state is None:
+            state = self._start(x, arguments)
+        full = x
+        if state.short is not None:
+            x = state.short
+        with calling(Call(state)) as call:
+            y, state = self._run(x, state, arguments, call)
+        if self.reduction.trace:
+            self.reduction.last = state
+        if state.steps and isinstance(current_call(), FullLength):
+            return carry(state.unmerge(y, fill=full), replace(state, short=y))
+        return carry(y, state if state.short is None else replace(state, short=None))
+
+    def _run(self, x: Tensor, state: TokenState, arguments: dict[str, Any], call: Call) -> tuple[Tensor, TokenState]:
+        parts, block = self.parts, self.block
+        arguments = self._indexed(arguments, state, x, call)
+        stay = self.reduction.plan(state.num_initial).stay(self.layer)
+        reducing = min(stay.values()) < x.shape[1]
+        original = type(block).forward
+        if not (reducing or self.reduction.idle):
+            return original(block, x, **arguments), state
+        if self.reduction.method.site == "block_end" or not parts.mlp:
+            y = original(block, x, **arguments)
+            return self._reduce(y, x, state, stay, arguments, call) if not self.reduction.idle else (y, state)
+        y = x + parts.attend(block, x, arguments)
+        if not self.reduction.idle:
+            y, state = self._reduce(y, x, state, stay, arguments, call)
+        return y + parts.transform(block, y), state
+
+    def _reduce(
+        self,
+        x: Tensor,
+        before: Tensor,
+        state: TokenState,
+        stay: Mapping[str, int],
+        arguments: Mapping[str, Any],
+        call: Call,
+    ) -> tuple[Tensor, TokenState]:
+        self._require_finite(x)
+        shape, parts = self.reduction.shape, self.parts
+        attn = parts.attention_modules(self.block)[0]
+        signals: dict[Any, Callable[[], Tensor]] = dict(parts.reader.signals(attn, call.caught, arguments, shape.num_prefix))
+        signals["before"] = lambda: before
+        view = LayerView(
+            x,
+            stay=stay,
+            layer=self.layer,
+            depth=shape.depth,
+            num_prefix=shape.num_prefix,
+            num_initial=state.num_initial,
+            sizes=state.sizes,
+            valid=state.valid,
+            scale=parts.reader.scale(attn),
+            bias=call.caught.get("bias", arguments.get(parts.bias)),
+            memory=state.memory,
+            signals=signals,
+        )
+        with torch.no_grad():
+            token_map = self.reduction.method.reduce(view)
+        return token_map.apply(x, state.sizes), state.after(self.layer, token_map)
+
+    def _start(self, x: Tensor, arguments: Mapping[str, Any]) -> TokenState:
+        if self.layer > self.reduction.first:
+            raise RuntimeError(
+                f"Block {self.layer} received tokens without their reduction state: something between the blocks made a "
+                "new tensor. Remove the patch, or place tokred.nn.Reduce by hand."
+            )
+        valid = None
+        mask = arguments.get(self.parts.bias) if self.reduction.padding_in_mask else None
+        if mask is not None:
+            row = mask[:, 0, 0]  # the first token is never padding, so it sees all that are not
+            valid = row if row.dtype == torch.bool else row > torch.finfo(row.dtype).min / 2
+        return TokenState(num_initial=x.shape[1], valid=valid)
+
+    def _indexed(self, arguments: dict[str, Any], state: TokenState, x: Tensor, call: Call) -> dict[str, Any]:
+        """The arguments for the tokens that are there, with the bias for sizes and padding slots added."""
+        arguments = dict(arguments)
+        if state.position is not None:
+            for name, kind in self.parts.indexed.items():
+                if arguments.get(name) is not None:
+                    select = select_rope if kind == "rope" else select_bias
+                    arguments[name] = select(arguments[name], state.position, self.reduction.shape.num_prefix)
+        bias = key_bias(state, self.reduction.method.proportional, x.dtype)
+        if bias is not None:
+            call.size_bias = bias
+            if not (self.parts.own_bias_only and has_own_bias(self.parts.attention_modules(self.block)[0], self.parts)):
+                arguments[self.parts.bias] = add_bias(arguments.get(self.parts.bias), bias)
+        return arguments
+
+    def _require_finite(self, x: Tensor) -> None:
+        # one row is enough: a value that is not finite reaches every row through the attention
+        if torch.compiler.is_compiling() or x.device.type != "cpu" or x.shape[0] == 0:
+            return
+        if not torch.isfinite(x[:, 0].sum()):
+            raise NonFiniteError(
+                f"Activations after the attention of block {self.layer} are not finite, so {self.reduction.name} cannot "
+                "compare tokens. Check the input images and the precision (float16 overflows in some models; try bfloat16)."
+            )
+
+
+class OwnBias:
+    """A relative position bias that an attention module computes itself: rows and columns of the tokens that are there."""
+
+    def __init__(self, attn: nn.Module, parts: BlockParts) -> None:
+        self.parts = parts
+        path, self.name = parts.own_bias or ("", "")
+        self.owner = getattr(attn, path) if path else attn
+
+    def install(self) -> None:
+        """Replace the method that computes the bias, on this instance."""
+        if self.owner is not None:
+            setattr(self.owner, self.name, self.bias)
+
+    def remove(self) -> None:
+        """Give the instance its own method back."""
+        if self.owner is not None:
+            vars(self.owner).pop(self.name, None)
+
+    def bias(self) -> Tensor:
+        """[B or 1, H, M, M] the bias for the tokens of the current call."""
+        bias = getattr(type(self.owner), self.name)(self.owner)
+        call = current_call()
+        if call is None or call.state is None:
+            return bias
+        if call.state.position is not None:
+            bias = select_bias(bias, call.state.position, 0)
+        if self.parts.own_bias_only and call.size_bias is not None:
+            bias = bias + call.size_bias
+        call.caught["bias"] = bias if self.parts.own_bias_only or call.size_bias is None else bias + call.size_bias
+        return bias
+
+
+class FullLength(Call):
+    """The call of a model function that collects tokens between blocks: every block returns the full length."""
+
+
+def has_own_bias(attn: nn.Module, parts: BlockParts) -> bool:
+    """Whether this attention computes a relative position bias itself."""
+    path, _ = parts.own_bias or ("", "")
+    return parts.own_bias is not None and (not path or getattr(attn, path, None) is not None)
+
+
+def key_bias(state: TokenState, proportional: bool, dtype: torch.dtype) -> Tensor | None:
+    """[B, 1, 1, N] additive bias: log of the sizes (proportional attention), minus infinity for padding slots."""
+    ragged = any(step.map.valid is not None for step in state.steps)
+    bias = None
+    if proportional and state.sizes is not None:
+        bias = state.sizes.log()
+    elif ragged and state.valid is not None:
+        bias = torch.zeros_like(state.valid, dtype=torch.float32).masked_fill(~state.valid, -torch.inf)
+    return None if bias is None else bias[:, None, None].to(dtype)
+
+
+def add_bias(mask: Tensor | None, bias: Tensor) -> Tensor:
+    """Add a float bias to an attention mask that may be missing, boolean or additive."""
+    if mask is None:
+        return bias
+    if mask.dtype == torch.bool:
+        return bias.masked_fill(~mask, -torch.inf)
+    return mask + bias
+
+
+def select_bias(bias: Tensor, position: Tensor, num_prefix: int) -> Tensor:
+    """Rows and columns ``position`` [B, M] of a bias [.., N or 1, N]: [B, .., M or 1, M]."""
+    while bias.ndim < 4:
+        bias = bias.unsqueeze(0)
+    if bias.shape[-2] != 1:
+        bias = gather_tokens(bias, position, -2)
+    return gather_tokens(bias, position, -1)
+
+
+def select_rope(rope: Tensor, position: Tensor, num_prefix: int) -> Tensor:
+    """RoPE rows of the tokens ``position`` [B, P + M] behind the prefix: [B, H or 1, M, D].
+
+    Args:
+        rope: [N, D], [H, N, D] or [B, H or 1, N, D], without rows for the prefix.
+        position: indices into all tokens.
+        num_prefix: P.
+    """
+    while rope.ndim < 4:
+        rope = rope.unsqueeze(0)
+    return gather_tokens(rope, position[:, num_prefix:] - num_prefix, -2)

@@ -1,0 +1,111 @@
+"""What surrounds the blocks of a timm model: pooling by size, and intermediate features in full length."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tokred.adapters.attention import Call, calling, current_call
+from tokred.adapters.base import Undo
+from tokred.adapters.site import FullLength, Reduction, add_bias
+from tokred.errors import UnsupportedModelError
+from tokred.state import TokenState, carry, state_of
+
+
+def carry_state(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    """Hook for the final norm: its output keeps the state of its input, unless that has the full length again."""
+    state = state_of(inputs[0])
+    if state is not None and state.short is None:
+        carry(output, state)
+
+
+class ReducedHead:
+    """The replaced ``forward_head`` of a model: average pooling counts a token once for every patch it stands for."""
+
+    def __init__(self, model: nn.Module, reduction: Reduction) -> None:
+        self.model: Any = model
+        self.by_size = reduction.method.pools_by_size
+        self.num_tokens = reduction.shape.num_tokens
+        self.pooling = getattr(model, "global_pool", "") if getattr(model, "attn_pool", None) is None else "map"
+        if self.pooling == "avgmax":
+            raise UnsupportedModelError(
+                f"{type(model).__name__} pools by 'avgmax', which has no meaning for merged tokens. "
+                "Use model.reset_classifier(num_classes, global_pool='avg')."
+            )
+
+    def install(self) -> Undo:
+        """Replace the method on this instance."""
+        self.model.forward_head = self.forward_head
+        return self.remove
+
+    def remove(self) -> None:
+        """Give the instance its own method back."""
+        vars(self.model).pop("forward_head", None)
+
+    def forward_head(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Pool and classify tokens [B, N, C] as ``forward_features`` returned them."""
+        original = type(self.model).forward_head
+        state = state_of(x)
+        if state is None or state.short is not None or not state.steps:
+            return original(self.model, x, *args, **kwargs)
+        position = state.position
+        if kwargs.get("patch_valid") is not None and position is not None:
+            prefix = self.model.num_prefix_tokens
+            kwargs["patch_valid"] = kwargs["patch_valid"].gather(1, position[:, prefix:] - prefix)
+        if self.pooling == "avg":
+            x = self._weighed(x, state, kwargs.get("patch_valid"))
+        with calling(Call(state)):
+            return original(self.model, x, *args, **kwargs)
+
+    def _weighed(self, x: Tensor, state: TokenState, patch_valid: Tensor | None) -> Tensor:
+        """Scale the tokens so that their plain mean is their mean by size."""
+        prefix = 0 if getattr(self.model, "pool_include_prefix", False) else self.model.num_prefix_tokens
+        if not self.by_size and state.valid is None:
+            return x
+        weight = state.sizes if state.sizes is not None and self.by_size else torch.ones(x.shape[:2], device=x.device)
+        if state.valid is not None:
+            weight = weight * state.valid
+        weight = weight[:, prefix:]
+        count = weight.shape[1] if patch_valid is None else patch_valid.sum(dim=1, keepdim=True)
+        weight = weight * count / weight.sum(dim=1, keepdim=True)
+        return torch.cat([x[:, :prefix], x[:, prefix:] * weight.unsqueeze(2).to(x.dtype)], dim=1)
+
+
+def weigh_attention_pool(
+    _module: nn.Module, inputs: tuple[Tensor, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Tensor, ...], dict[str, Any]] | None:
+    """Pre-hook for attention pooling: a token is attended to once for every patch it stands for."""
+    call = current_call()
+    if call is None or call.state is None or call.state.sizes is None:
+        return None
+    tokens = inputs[0].shape[1]
+    bias = call.state.sizes.log()[:, None, None, -tokens:].to(inputs[0].dtype)
+    return inputs, {**kwargs, "attn_mask": add_bias(kwargs.get("attn_mask"), bias)}
+
+
+class FullLengthFeatures:
+    """The replaced ``forward_intermediates``: what it collects between the blocks has the full length.
+
+    Merged tokens are copied back to all of their places; dropped ones keep the features they had when they were
+    dropped.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model: Any = model
+
+    def install(self) -> Undo:
+        """Replace the method on this instance, if its class has it."""
+        if hasattr(type(self.model), "forward_intermediates"):
+            self.model.forward_intermediates = self.forward_intermediates
+        return self.remove
+
+    def remove(self) -> None:
+        """Give the instance its own method back."""
+        vars(self.model).pop("forward_intermediates", None)
+
+    def forward_intermediates(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model's own method while all blocks return the full length."""
+        with calling(FullLength(None)):
+            return type(self.model).forward_intermediates(self.model, *args, **kwargs)

@@ -1,0 +1,19 @@
+"""The mathematics of token reduction in plain PyTorch: the truth that fused kernels must reproduce."""
+
+from tokred.ops.attention import attention_matrix, attention_received, attention_row
+from tokred.ops.energy import energy, gaussian_energy
+from tokred.ops.match import best_match, cosine, unit
+from tokred.ops.rank import page_rank, rank_descending
+
+__all__ = [
+    "attention_matrix",
+    "attention_received",
+    "attention_row",
+    "best_match",
+    "cosine",
+    "energy",
+    "gaussian_energy",
+    "page_rank",
+    "rank_descending",
+    "unit",
+]

@@ -1,0 +1,34 @@
+"""Similarity of tokens and the best partner of each."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def unit(x: Tensor) -> Tensor:
+    """Return ``x`` [..., D] scaled to length one, in at least float32; a zero vector stays zero."""
+    return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1, eps=1e-12)
+
+
+def cosine(a: Tensor, b: Tensor) -> Tensor:
+    """Cosine similarity of every row of ``a`` [B, M, D] with every row of ``b`` [B, N, D]: [B, M, N]."""
+    return unit(a) @ unit(b).transpose(-1, -2)
+
+
+def best_match(a: Tensor, b: Tensor, allowed: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Find the most similar row of ``b`` for every row of ``a``.
+
+    Args:
+        a: [B, M, D].
+        b: [B, N, D], N at least 1.
+        allowed: [B, M, N] bool, false for pairs that must not meet.
+
+    Returns:
+        The best cosine [B, M] (minus infinity where nothing is allowed) and its index into ``b`` [B, M]; the lowest
+        index on ties.
+    """
+    score = cosine(a, b)
+    if allowed is not None:
+        score = score.masked_fill(~allowed, -torch.inf)
+    best, index = score.max(dim=-1)
+    return best, index

@@ -1,0 +1,235 @@
+"""``patch`` and ``unpatch``: put a method into a model, prove that it sits right, and take it out again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from tokred.adapters import Tower, find_tower
+from tokred.adapters.site import Reduction, Site
+from tokred.cost import Cost
+from tokred.errors import AlreadyPatchedError, UnsupportedModelError
+from tokred.methods.base import Method
+from tokred.schedule import Schedule
+from tokred.trace import Trace
+
+_ATTRIBUTE = "_tokred_handle"
+
+
+class Handle:
+    """What :func:`patch` returns: takes the patch out again, and holds the trace of the last forward.
+
+    A context manager; leaving it removes the patch. ``remove`` may be called any number of times.
+    """
+
+    def __init__(self, model: nn.Module, tower: Tower, reduction: Reduction, undo: list[Callable[[], object]]) -> None:
+        self.model = model
+        self.tower = tower
+        self.reduction = reduction
+        self._undo = undo
+
+    @property
+    def method(self) -> Method:
+        """The method in the model."""
+        return self.reduction.method
+
+    @property
+    def schedule(self) -> Schedule:
+        """The schedule in force at the model's nominal input size."""
+        return self.reduction.plan(self.tower.shape.num_tokens)
+
+    @property
+    def cost(self) -> Cost:
+        """What a forward pass of the patched model costs."""
+        return self.method.cost(self.tower.shape, self.schedule)
+
+    @property
+    def active(self) -> bool:
+        """Whether the patch is still in the model."""
+        return bool(self._undo)
+
+    @property
+    def trace(self) -> Trace:
+        """What the last forward did.
+
+        Raises:
+            ValueError: the model was patched without ``trace=True``, or no forward has run since.
+        """
+        if not self.reduction.trace:
+            raise ValueError("This patch keeps no trace; use tokred.patch(model, method, trace=True).")
+        if self.reduction.last is None:
+            raise ValueError("No forward has run since the model was patched.")
+        return Trace(self.reduction.last, self.tower.shape)
+
+    def remove(self) -> None:
+        """Give the model back every bit as it was."""
+        while self._undo:
+            self._undo.pop()()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.remove()
+
+    def __repr__(self) -> str:
+        state = "in" if self.active else "removed from"
+        return f"<{self.method!r} {state} {type(self.model).__name__}>"
+
+
+def patch(model: nn.Module, method: Method, *, trace: bool = False, verify: bool = True) -> Handle:
+    """Put a token reduction method into a model, in place.
+
+    Args:
+        model: a supported model, or one that contains exactly one (DDP, compiled and PEFT wrappers are looked into).
+        method: what to put in, such as ``tokred.ToMe(r=13)``.
+        trace: keep, for the last forward, where every original patch went (``handle.trace``).
+        verify: check the patched model on a tiny input: unchanged output when nothing is reduced, and the number of
+            tokens that the schedule says. Costs three forward passes of one image.
+
+    Returns:
+        The handle that takes the patch out again.
+
+    Raises:
+        UnsupportedModelError: no adapter fits, or the check failed; the model is as before.
+        AlreadyPatchedError: there is a patch in the model already.
+
+    Example:
+        >>> import timm, torch, tokred
+        >>> model = timm.create_model("deit_tiny_patch16_224", depth=3).eval()
+        >>> with tokred.patch(model, tokred.ToMe(r=13)) as handle:
+        ...     logits = model(torch.randn(1, 3, 224, 224))
+        >>> handle.schedule.tokens(197)
+        (184, 171, 158)
+    """
+    if not isinstance(method, Method):
+        raise TypeError(f"{method!r} is not a method; use for example tokred.ToMe(r=8).")
+    bare = unwrap(model)
+    tower = find_tower(bare)
+    _require_patchable(tower)
+    reduction = Reduction(method, tower.shape, padding_in_mask=tower.padding_in_mask, trace=trace)
+    before = _forward(tower) if verify else None
+    handle = Handle(bare, tower, reduction, [])
+    try:
+        _install(handle)
+        if before is not None:
+            _verify(handle, before)
+    except BaseException:
+        handle.remove()
+        raise
+    return handle
+
+
+def unpatch(model: nn.Module) -> None:
+    """Take the patch out of a model, if there is one."""
+    for module in unwrap(model).modules():
+        handle = vars(module).get(_ATTRIBUTE)
+        if handle is not None:
+            handle.remove()
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside data-parallel, compiled and PEFT wrappers.
+
+    Raises:
+        UnsupportedModelError: the wrapper replicates or moves modules in a way that a patch does not survive.
+    """
+    if isinstance(model, nn.DataParallel):
+        raise UnsupportedModelError(
+            "nn.DataParallel copies the model in every forward and the copies would share one patch; "
+            "use DistributedDataParallel, or patch the module inside for a single device."
+        )
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        return unwrap(model.module)
+    if "_orig_mod" in vars(model).get("_modules", {}):
+        return unwrap(model.get_submodule("_orig_mod"))
+    if hasattr(model, "get_base_model") and hasattr(model, "peft_config"):
+        return unwrap(model.get_base_model())  # type: ignore[operator]
+    return model
+
+
+def _require_patchable(tower: Tower) -> None:
+    for module in tower.module.modules():
+        if _ATTRIBUTE in vars(module):
+            raise AlreadyPatchedError(
+                f"{type(module).__name__} is patched already with {vars(module)[_ATTRIBUTE].method!r}; "
+                "remove that patch first (handle.remove() or tokred.unpatch(model))."
+            )
+    for index, block in enumerate(tower.blocks):
+        if hasattr(block, "_hf_hook"):
+            raise UnsupportedModelError(
+                f"Block {index} is dispatched by accelerate (device_map), which owns its forward. "
+                "Load the model on one device, or patch it before it is dispatched."
+            )
+        if "forward" in vars(block):
+            raise UnsupportedModelError(
+                f"Something else has replaced the forward of block {index} ({block.forward!r}); "
+                "remove that first, or patch before it."
+            )
+    first = next(tower.module.parameters(), None)
+    if first is not None and first.device.type == "meta":
+        raise UnsupportedModelError("The parameters are on the meta device, which holds no values; load the weights first.")
+
+
+def _install(handle: Handle) -> None:
+    tower, reduction, undo = handle.tower, handle.reduction, handle._undo
+    vars(tower.module)[_ATTRIBUTE] = handle
+    undo.append(lambda: vars(tower.module).pop(_ATTRIBUTE, None))
+    for layer in range(reduction.first, len(tower.blocks)):
+        site = Site(tower.blocks[layer], tower.parts[layer], layer, reduction)
+        undo.append(site.remove)
+        undo += [hook.remove for hook in site.install()]
+    undo += tower.install(reduction)
+
+
+def _forward(tower: Tower) -> Tensor:
+    """Run the tower on its example as in evaluation, and leave modes as they were."""
+    training = {module: module.training for module in tower.module.modules()}
+    tower.module.eval()
+    try:
+        with torch.no_grad():
+            return tower.run(tower.example())
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+
+
+def _verify(handle: Handle, before: Tensor) -> None:
+    """Prove the patch on a tiny input: nothing changes while nothing is reduced, and the counts are the schedule's."""
+    tower, reduction = handle.tower, handle.reduction
+    reduction.idle = True
+    try:
+        idle = _forward(tower)
+    finally:
+        reduction.idle = False
+    scale = float(before.float().abs().max()) or 1.0
+    error = float((idle.float() - before.float()).abs().max()) / scale
+    limit = 1e-4 if before.dtype in (torch.float32, torch.float64) else 5e-2
+    if not error <= limit:
+        raise UnsupportedModelError(
+            f"{type(tower.module).__name__}: with nothing reduced the patched blocks change the output by {error:.1e} of "
+            f"its largest value (allowed {limit:.0e}), so they are not built as the {tower.family} adapter thinks. "
+            "The model was left as it was; please report it with the model's name and the library's version."
+        )
+    wanted = list(handle.schedule.tokens(tower.shape.num_tokens))
+    traced, reduction.trace = reduction.trace, True
+    try:
+        _forward(tower)
+        found = Trace(reduction.last, tower.shape).tokens_per_layer if reduction.last is not None else wanted
+    finally:
+        reduction.trace, reduction.last = traced, None
+    bounded = all(f <= w for f, w in zip(found, wanted, strict=True)) if handle.method.adaptive else found == wanted
+    if not bounded:
+        raise UnsupportedModelError(
+            f"{type(tower.module).__name__}: the schedule says {wanted} tokens, the patched model has {found}. "
+            "The model was left as it was; please report it."
+        )
+
+
+__all__: list[Any] = ["Handle", "patch", "unpatch", "unwrap"]

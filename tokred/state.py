@@ -1,0 +1,88 @@
+"""What one forward pass knows about its tokens, carried on the residual stream itself.
+
+The state belongs to one forward and travels with the data: it is an attribute of the tensor that goes from block to
+block. So threads, nested forwards, recomputation for checkpointing and backward in another thread cannot mix it up.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokred.token_map import TokenMap, take
+
+_ATTRIBUTE = "_tokred"
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One reduction that happened: in which layer, by which map, and the sizes after it."""
+
+    layer: int
+    map: TokenMap
+    sizes: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class TokenState:
+    """The tokens between two layers.
+
+    Attributes:
+        num_initial: tokens that entered the first block.
+        steps: the reductions so far.
+        sizes: [B, N] float32, patches that each token stands for; ``None`` while all are one.
+        valid: [B, N] bool, false for padding; ``None``: all are real.
+        position: [B, N] index of each token's anchor among the initial tokens; ``None`` before the first reduction.
+        short: the reduced tokens, where the tensor that carries this state has the full length.
+        memory: what the method put aside.
+    """
+
+    num_initial: int
+    steps: tuple[Step, ...] = ()
+    sizes: Tensor | None = None
+    valid: Tensor | None = None
+    position: Tensor | None = None
+    short: Tensor | None = None
+    memory: dict[str, Any] = field(default_factory=dict)
+
+    def after(self, layer: int, token_map: TokenMap) -> TokenState:
+        """The state after a reduction in ``layer``."""
+        sizes = self.sizes
+        if sizes is not None or token_map.moved.shape[1] or token_map.valid is not None:
+            sizes = token_map.apply_size(sizes)
+        valid = self.valid if self.valid is None else token_map.gather(self.valid)
+        if token_map.valid is not None:
+            valid = token_map.valid if valid is None else valid & token_map.valid
+        position = token_map.kept if self.position is None else token_map.gather(self.position)
+        step = Step(layer, token_map, sizes)
+        return replace(self, steps=(*self.steps, step), sizes=sizes, valid=valid, position=position)
+
+    def slot(self) -> Tensor:
+        """[B, N0] the present slot of every initial token, -1 for dropped ones."""
+        if not self.steps:
+            raise ValueError("Nothing was reduced yet.")
+        slot = self.steps[0].map.slot
+        for step in self.steps[1:]:
+            slot = torch.where(slot >= 0, step.map.slot.gather(1, slot.clamp(min=0)), -1)
+        return slot
+
+    def unmerge(self, y: Tensor, fill: Tensor | float = 0.0) -> Tensor:
+        """Copy rows [B, N, ...] of the present tokens back to the initial ones [B, N0, ...]; dropped ones get ``fill``."""
+        slot = self.slot()
+        alive = (slot >= 0).reshape(*slot.shape, *[1] * (y.ndim - 2))
+        return torch.where(alive, take(y, slot.clamp(min=0)), torch.as_tensor(fill, dtype=y.dtype, device=y.device))
+
+
+def state_of(x: Any) -> TokenState | None:
+    """The state that travels on ``x``, if there is one."""
+    return getattr(x, _ATTRIBUTE, None)
+
+
+def carry(x: Tensor, state: TokenState | None) -> Tensor:
+    """Let ``state`` travel on ``x``; returns ``x``."""
+    if state is not None:
+        setattr(x, _ATTRIBUTE, state)
+    return x

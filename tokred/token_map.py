@@ -1,0 +1,195 @@
+"""Where every token goes: the map from N input tokens to M output slots."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+def take(x: Tensor, index: Tensor) -> Tensor:
+    """Return the rows of ``x`` [B, N, ...] that ``index`` [B, M] names: [B, M, ...].
+
+    The batch is flattened first: selecting whole rows is several times faster than ``gather`` with an index
+    expanded over the channels.
+    """
+    batch, tokens = x.shape[:2]
+    offset = torch.arange(batch, device=x.device).unsqueeze(1) * tokens
+    rows = x.reshape(batch * tokens, *x.shape[2:]).index_select(0, (index + offset).flatten())
+    return rows.reshape(batch, index.shape[1], *x.shape[2:])
+
+
+def _add_rows(into: Tensor, index: Tensor, rows: Tensor) -> Tensor:
+    """Return ``into`` [B, M, ...] with ``rows`` [B, R, ...] added at ``index`` [B, R]."""
+    batch, slots = into.shape[:2]
+    offset = torch.arange(batch, device=into.device).unsqueeze(1) * slots
+    flat = into.reshape(batch * slots, *into.shape[2:])
+    flat = flat.index_add(0, (index + offset).flatten(), rows.flatten(0, 1))
+    return flat.reshape(into.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class TokenMap:
+    """A token reduction for a batch: M anchors that stay, and R further tokens that join an anchor's slot.
+
+    Tokens that are neither are dropped. One token may join several slots (it is then listed several times in
+    ``moved``), and with ``reduce="sum"`` the weights of a slot need not sum to one.
+
+    Attributes:
+        kept: [B, M] int64, the input token that each slot starts from.
+        moved: [B, R] int64, input tokens that join a slot; R may be 0.
+        into: [B, R] int64, the slot that each moved token joins; -1 for a token that is dropped in this image only.
+        num_tokens: N, the number of input tokens.
+        weight: [B, M + R], the weight of every anchor and then of every moved token; ``None``: its size.
+        size_weight: [B, M + R], factors on the sizes when they are summed (DiffRate); ``None``: ones.
+        valid: [B, M] bool, false for slots that only pad a ragged batch; ``None``: all are real.
+        reduce: ``"mean"`` divides by the sum of the weights of the slot, ``"sum"`` does not.
+    """
+
+    kept: Tensor
+    moved: Tensor
+    into: Tensor
+    num_tokens: int
+    weight: Tensor | None = None
+    size_weight: Tensor | None = None
+    valid: Tensor | None = None
+    reduce: Literal["mean", "sum"] = "mean"
+
+    @classmethod
+    def select(cls, kept: Tensor, num_tokens: int, valid: Tensor | None = None) -> TokenMap:
+        """Keep the tokens ``kept`` [B, M], in that order, and drop the others."""
+        nothing = kept[:, :0]
+        return cls(kept, nothing, nothing, num_tokens, valid=valid)
+
+    @classmethod
+    def identity(cls, batch: int, num_tokens: int, device: torch.device | str | None = None) -> TokenMap:
+        """Keep all ``num_tokens`` tokens where they are."""
+        return cls.select(torch.arange(num_tokens, device=device).expand(batch, -1), num_tokens)
+
+    @classmethod
+    def from_slot(cls, slot: Tensor, num_slots: int) -> TokenMap:
+        """Build the map from the slot of every token.
+
+        Args:
+            slot: [B, N] int64 in [0, M), -1 for dropped tokens. Every slot must have at least one token; the first
+                one becomes its anchor.
+            num_slots: M.
+        """
+        tokens = slot.shape[1]
+        position = torch.arange(tokens, device=slot.device).expand_as(slot)
+        bin_of = torch.where(slot >= 0, slot, num_slots)
+        first = torch.full((slot.shape[0], num_slots + 1), tokens, device=slot.device)
+        kept = first.scatter_reduce(1, bin_of, position, "amin")[:, :num_slots]
+        is_anchor = torch.zeros_like(slot, dtype=torch.bool).scatter(1, kept, True)
+        moved = is_anchor.to(torch.int8).argsort(dim=1, stable=True)[:, : tokens - num_slots]
+        return cls(kept, moved, slot.gather(1, moved), tokens)
+
+    @property
+    def num_slots(self) -> int:
+        """M, the number of output slots."""
+        return self.kept.shape[1]
+
+    @cached_property
+    def slot(self) -> Tensor:
+        """[B, N] int64: the slot of every input token, -1 if it is dropped."""
+        batch, slots = self.kept.shape
+        slot = self.kept.new_full((batch, self.num_tokens), -1)
+        slot = slot.scatter(1, self.moved, self.into)
+        anchors = torch.arange(slots, device=slot.device).expand(batch, -1)
+        if self.valid is None:
+            return slot.scatter(1, self.kept, anchors)
+        # padding slots are written to a spare column, which is cut off again
+        spare = torch.cat([slot, slot[:, :1]], dim=1)
+        return spare.scatter(1, torch.where(self.valid, self.kept, self.num_tokens), anchors)[:, : self.num_tokens]
+
+    def apply(self, x: Tensor, size: Tensor | None = None) -> Tensor:
+        """Reduce ``x`` [B, N, ...] to [B, M, ...].
+
+        Args:
+            x: anything indexed by token in dimension 1.
+            size: [B, N] float, how many patches each token stands for; ``None``: ones.
+        """
+        kept = take(x, self.kept)
+        if self.moved.shape[1] == 0 and self.reduce == "mean":
+            return kept
+        kept_weight, moved_weight = self._weights(size, x.device)
+        moved = take(x, self.moved).to(torch.promote_types(x.dtype, torch.float32))
+        trailing = (..., *[None] * (x.ndim - 2))
+        into = self.into.clamp(min=0)
+        if self.reduce == "sum":
+            scaled = kept * kept_weight[trailing].to(x.dtype)
+            return _add_rows(scaled, into, (moved * moved_weight[trailing]).to(x.dtype))
+        # a mean is the anchor plus the weighted distances to it: only the moved rows are touched
+        share = moved_weight / _add_rows(kept_weight, into, moved_weight).gather(1, into)
+        anchor = take(x, self.kept.gather(1, into))
+        return _add_rows(kept, into, ((moved - anchor) * share[trailing]).to(x.dtype))
+
+    def apply_size(self, size: Tensor | None = None) -> Tensor:
+        """Sum the sizes [B, N] (``None``: ones) of every slot: [B, M] float32; padding slots get 0."""
+        if size is None:
+            size = torch.ones(self.kept.shape[0], self.num_tokens, device=self.kept.device)
+        entries = size.float().gather(1, torch.cat([self.kept, self.moved], dim=1))
+        if self.size_weight is not None:
+            entries = entries * self.size_weight
+        kept, moved = entries.split([self.num_slots, self.moved.shape[1]], dim=1)
+        if moved.shape[1]:
+            kept = _add_rows(kept, self.into.clamp(min=0), moved * (self.into >= 0))
+        return kept if self.valid is None else kept * self.valid
+
+    def compose(self, later: TokenMap) -> TokenMap:
+        """Return the map that first applies this one and then ``later``; means are taken by size."""
+        slot = later.slot.gather(1, self.slot.clamp(min=0))
+        return TokenMap.from_slot(torch.where(self.slot >= 0, slot, -1), later.num_slots)
+
+    def unmerge(self, y: Tensor, fill: Tensor | float = 0.0) -> Tensor:
+        """Copy the row of every slot back to all of its tokens: [B, M, ...] -> [B, N, ...].
+
+        Args:
+            y: rows of the slots.
+            fill: value, or rows [B, N, ...], for the dropped tokens.
+        """
+        rows = take(y, self.slot.clamp(min=0))
+        alive = (self.slot >= 0).reshape(*self.slot.shape, *[1] * (y.ndim - 2))
+        return torch.where(alive, rows, torch.as_tensor(fill, dtype=y.dtype, device=y.device))
+
+    def gather(self, t: Tensor, dim: int = 1) -> Tensor:
+        """Select, along ``dim``, what belongs to the anchors (positions, RoPE rows, mask columns).
+
+        Args:
+            t: its dimension 0 is the batch, or 1 to share one copy by all images.
+            dim: the dimension of size N; it becomes M.
+        """
+        return gather_tokens(t, self.kept, dim)
+
+    def to_source_matrix(self) -> Tensor:
+        """[B, M, N] float32, 1 where input token j went to slot i; dropped tokens have an all-zero column."""
+        matrix = torch.zeros(self.kept.shape[0], self.num_slots + 1, self.num_tokens, device=self.kept.device)
+        rows = torch.where(self.slot >= 0, self.slot, self.num_slots)
+        return matrix.scatter(1, rows.unsqueeze(1), 1.0)[:, : self.num_slots]
+
+    def _weights(self, size: Tensor | None, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Weights of the anchors [B, M] and of the moved tokens [B, R], float32; 0 for moved tokens that are dropped."""
+        if self.weight is not None:
+            weight = self.weight.float()
+        elif size is not None:
+            weight = size.float().gather(1, torch.cat([self.kept, self.moved], dim=1))
+        else:
+            weight = torch.ones(self.kept.shape[0], self.num_slots + self.moved.shape[1], device=device)
+        kept, moved = weight.split([self.num_slots, self.moved.shape[1]], dim=1)
+        return kept, moved * (self.into >= 0)
+
+
+def gather_tokens(t: Tensor, index: Tensor, dim: int) -> Tensor:
+    """Select ``index`` [B, M] along ``dim`` of ``t`` [B or 1, ...], image by image."""
+    dim = dim % t.ndim
+    if t.shape[0] != index.shape[0]:
+        t = t.expand(index.shape[0], *t.shape[1:])
+    shape = [index.shape[0]] + [1] * (t.ndim - 1)
+    shape[dim] = index.shape[1]
+    sizes = list(t.shape)
+    sizes[dim] = index.shape[1]
+    return t.gather(dim, index.reshape(shape).expand(sizes))
+

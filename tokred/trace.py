@@ -1,0 +1,102 @@
+"""What a forward pass did: tokens per layer, and for every image where each original patch went."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tokred.shape import ModelShape
+from tokred.state import TokenState
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """The reductions of one forward pass, as data.
+
+    Attributes:
+        state: the state of the tokens after the last reduction.
+        shape: the model.
+    """
+
+    state: TokenState
+    shape: ModelShape
+
+    @property
+    def tokens_per_layer(self) -> list[int]:
+        """Tokens that leave every layer, prefix included."""
+        counts, tokens = [], self.state.num_initial
+        after = {step.layer: step.map.num_slots for step in self.state.steps}
+        for layer in range(self.shape.depth):
+            tokens = after.get(layer, tokens)
+            counts.append(tokens)
+        return counts
+
+    @property
+    def num_patches(self) -> int:
+        """Patches that entered the first block."""
+        return self.state.num_initial - self.shape.num_prefix
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the patches.
+
+        Raises:
+            ValueError: the patches form no known grid.
+        """
+        grid, patches = self.shape.grid, self.num_patches
+        if grid is not None and grid[0] * grid[1] == patches:
+            return grid
+        side = round(patches**0.5)
+        if side * side != patches:
+            raise ValueError(f"{patches} patches form no square grid; read the slots instead of the picture.")
+        return side, side
+
+    def slot(self, layer: int | None = None) -> Tensor:
+        """Where every original token is after ``layer`` (default: at the end): [B, N0], -1 if it was dropped."""
+        return self._until(layer).slot()
+
+    def patch_slot(self, layer: int | None = None) -> Tensor:
+        """:meth:`slot` of the patches only: [B, P0]."""
+        return self.slot(layer)[:, self.shape.num_prefix :]
+
+    def sizes(self, layer: int | None = None) -> Tensor:
+        """[B, N] float32: how many patches every token stands for after ``layer``."""
+        state = self._until(layer)
+        if state.sizes is not None:
+            return state.sizes
+        slot = state.slot()
+        return torch.ones(slot.shape[0], state.steps[-1].map.num_slots, device=slot.device)
+
+    def unmerge(self, features: Tensor, layer: int | None = None, fill: float = 0.0) -> Tensor:
+        """Give dense features back: copy the row of every token to all patches that it stands for.
+
+        Args:
+            features: [B, N, C] tokens as they left ``layer``.
+            layer: which layer; the last one by default.
+            fill: value for patches that were dropped.
+
+        Returns:
+            [B, N0, C] in the original order, prefix tokens first.
+        """
+        state = self._until(layer)
+        expected = state.steps[-1].map.num_slots if state.steps else state.num_initial
+        if features.shape[1] != expected:
+            raise ValueError(f"The features have {features.shape[1]} tokens, the traced forward left {expected}.")
+        return state.unmerge(features, fill) if state.steps else features
+
+    def source_matrix(self, layer: int | None = None) -> Tensor:
+        """[B, N, N0] float32, 1 where original token j is part of token i after ``layer``."""
+        state = self._until(layer)
+        slot = state.slot()
+        rows = state.steps[-1].map.num_slots
+        matrix = torch.zeros(slot.shape[0], rows + 1, slot.shape[1], device=slot.device)
+        return matrix.scatter(1, torch.where(slot >= 0, slot, rows).unsqueeze(1), 1.0)[:, :rows]
+
+    def _until(self, layer: int | None) -> TokenState:
+        if layer is None:
+            return self.state
+        layer = range(self.shape.depth)[layer]
+        steps = tuple(step for step in self.state.steps if step.layer <= layer)
+        return TokenState(self.state.num_initial, steps, steps[-1].sizes if steps else None)
