@@ -12,7 +12,19 @@ from tokred.errors import (
     TokredError,
     UnsupportedModelError,
 )
-from tokred.methods import Method, ToMe, create_method, methods
+from tokred.methods import (
+    ATS,
+    DiffRate,
+    EViT,
+    Method,
+    PiToMe,
+    Random,
+    ToMe,
+    TopK,
+    ZeroTPrune,
+    create_method,
+    methods,
+)
 from tokred.patching import Handle, patch, unpatch
 from tokred.schedule import Schedule
 from tokred.shape import ModelShape

@@ -137,6 +137,8 @@ class TokenMap:
         kept, moved = entries.split([self.num_slots, self.moved.shape[1]], dim=1)
         if moved.shape[1]:
             kept = _add_rows(kept, self.into.clamp(min=0), moved * (self.into >= 0))
+        if self.size_weight is not None:
+            kept = kept.clamp(min=torch.finfo(torch.float32).tiny)  # negative factors must not make a size negative
         return kept if self.valid is None else kept * self.valid
 
     def compose(self, later: TokenMap) -> TokenMap:

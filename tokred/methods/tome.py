@@ -117,6 +117,27 @@ def bipartite_soft_matching(metric: Tensor, stay: int, num_prefix: int, valid: T
     return TokenMap(kept, even[merged], into, tokens)
 
 
+def kth_matching(metric: Tensor, k: int) -> TokenMap:
+    """Merge ``k - 1`` of every ``k`` tokens into the most similar k-th token of any group (ToMe's code, appendix D).
+
+    Leftover tokens behind the last whole group are dropped, and no token is protected.
+
+    Args:
+        metric: [B, N, D] features whose cosine is the similarity.
+        k: size of a group, at least 2.
+
+    Returns:
+        A map to ``N // k`` slots.
+    """
+    if k < 2:
+        raise ValueError(f"k={k}: a group needs at least 2 tokens.")
+    batch, tokens, _ = metric.shape
+    position = torch.arange(tokens // k * k, device=metric.device).reshape(-1, k)
+    targets, sources = position[:, -1], position[:, :-1].flatten()
+    _, partner = ops.best_match(metric[:, sources], metric[:, targets])
+    return TokenMap(targets.expand(batch, -1), sources.expand(batch, -1), partner, tokens)
+
+
 def _removing(steps: tuple[int, ...] | list[int], shape: ModelShape) -> Schedule:
     counts, tokens = [], shape.num_tokens
     for step in steps:

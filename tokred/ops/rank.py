@@ -28,7 +28,7 @@ def page_rank(attention: Tensor, start: Tensor, iterations: int) -> Tensor:
     return score.squeeze(2)
 
 
-def cls_start(batch: int, heads: int, tokens: int, device: torch.device, cls: bool = True) -> Tensor:
+def first_votes(batch: int, heads: int, tokens: int, device: torch.device, cls: bool = True) -> Tensor:
     """First votes of the page rank, summing to one: uniform, or the first token with sqrt(N) times the others."""
     start = torch.ones(batch, heads, tokens, device=device)
     if cls:
