@@ -1,5 +1,6 @@
 """tokred: token reduction for vision transformers, multimodal LLMs and image tokenizers."""
 
+from tokred import nn
 from tokred.adapters import register_adapter
 from tokred.cost import Cost, cost
 from tokred.errors import (
@@ -33,3 +34,37 @@ from tokred.trace import Trace
 from tokred.view import LayerView
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "ATS",
+    "AlreadyPatchedError",
+    "BudgetError",
+    "ConfigError",
+    "Cost",
+    "DataError",
+    "DiffRate",
+    "EViT",
+    "Handle",
+    "LayerView",
+    "Method",
+    "ModelShape",
+    "NonFiniteError",
+    "PiToMe",
+    "Random",
+    "Schedule",
+    "ScheduleMismatchError",
+    "ToMe",
+    "TokenMap",
+    "TokredError",
+    "TopK",
+    "Trace",
+    "UnsupportedModelError",
+    "ZeroTPrune",
+    "cost",
+    "create_method",
+    "methods",
+    "nn",
+    "patch",
+    "register_adapter",
+    "unpatch",
+]

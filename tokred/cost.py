@@ -17,7 +17,7 @@ Convention = Literal["full", "diffrate", "pitome"]
 CONVENTIONS: dict[Convention, str] = {
     "full": "every matrix product of a forward pass: stem, attention at the tokens that enter a block, MLP at those "
     "that its reduction left, the reduction itself, head",
-    "diffrate": "DiffRate's formula: as full, but without the reduction, and the stem counted for the prefix tokens too",
+    "diffrate": "DiffRate's formula: full without the reduction, the stem also counted for the prefix tokens",
     "pitome": "PiToMe's tables: blocks only, both branches at the tokens that enter the block",
 }
 

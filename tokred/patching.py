@@ -174,7 +174,9 @@ def _require_patchable(tower: Tower) -> None:
             )
     first = next(tower.module.parameters(), None)
     if first is not None and first.device.type == "meta":
-        raise UnsupportedModelError("The parameters are on the meta device, which holds no values; load the weights first.")
+        raise UnsupportedModelError(
+            "The parameters are on the meta device, which holds no values; load the weights first."
+        )
 
 
 def _install(handle: Handle) -> None:
@@ -213,8 +215,8 @@ def _verify(handle: Handle, before: Tensor) -> None:
     limit = 1e-4 if before.dtype in (torch.float32, torch.float64) else 5e-2
     if not error <= limit:
         raise UnsupportedModelError(
-            f"{type(tower.module).__name__}: with nothing reduced the patched blocks change the output by {error:.1e} of "
-            f"its largest value (allowed {limit:.0e}), so they are not built as the {tower.family} adapter thinks. "
+            f"{type(tower.module).__name__}: with nothing reduced the patched blocks change the output by {error:.1e} "
+            f"of its largest value (allowed {limit:.0e}), so they are not built as the {tower.family} adapter thinks. "
             "The model was left as it was; please report it with the model's name and the library's version."
         )
     wanted = list(handle.schedule.tokens(tower.shape.num_tokens))

@@ -1,4 +1,4 @@
-"""How many tokens stay, layer by layer, as data: laws that make schedules, files that hold them, budgets that ask for them."""
+"""How many tokens stay, layer by layer, as data: laws that make schedules, files that hold them, budgets."""
 
 from __future__ import annotations
 
@@ -44,10 +44,14 @@ class Schedule:
         object.__setattr__(self, "tracks", tracks)
         depths = {name: len(counts) for name, counts in tracks.items()}
         if not tracks or len(set(depths.values())) != 1:
-            raise ScheduleMismatchError(f"Tracks of one schedule need the same, non-zero number of layers; found {depths}.")
+            raise ScheduleMismatchError(
+                f"Tracks of one schedule need the same, non-zero number of layers; found {depths}."
+            )
         for name, counts in tracks.items():
             if min(counts) < 1:
-                raise ScheduleMismatchError(f"Track {name!r} keeps {min(counts)} tokens in a layer; at least 1 must stay.")
+                raise ScheduleMismatchError(
+                    f"Track {name!r} keeps {min(counts)} tokens in a layer; at least 1 must stay."
+                )
 
     def __hash__(self) -> int:
         return hash(tuple(sorted(self.tracks.items())))
@@ -78,8 +82,8 @@ class Schedule:
         if self.depth != depth:
             made_for = f" (made for {self.model})" if self.model else ""
             raise ScheduleMismatchError(
-                f"Schedule {self.name or 'without a name'}{made_for} has {self.depth} layers, the model has {depth} blocks. "
-                "Use a schedule of that depth, or give the method a budget instead."
+                f"Schedule {self.name or 'without a name'}{made_for} has {self.depth} layers, the model has {depth} "
+                "blocks. Use a schedule of that depth, or give the method a budget instead."
             )
         if set(self.tracks) != set(tracks):
             raise ScheduleMismatchError(
@@ -142,7 +146,9 @@ class Schedule:
         low, high = 1e-6, 1.0
         least = wanted.measure(cost_of(at(low)))
         if least > limit:
-            raise BudgetError(f"{budget} is out of reach: the strongest schedule of this method needs {wanted.show(least)}.")
+            raise BudgetError(
+                f"{budget} is out of reach: the strongest schedule of this method needs {wanted.show(least)}."
+            )
         for _ in range(40):
             middle = (low + high) / 2
             low, high = (middle, high) if wanted.measure(cost_of(at(middle))) <= limit else (low, middle)

@@ -70,7 +70,7 @@ class TokenState:
         return slot
 
     def unmerge(self, y: Tensor, fill: Tensor | float = 0.0) -> Tensor:
-        """Copy rows [B, N, ...] of the present tokens back to the initial ones [B, N0, ...]; dropped ones get ``fill``."""
+        """Copy rows [B, N, ...] of the tokens back to the initial ones [B, N0, ...]; dropped ones get ``fill``."""
         slot = self.slot()
         alive = (slot >= 0).reshape(*slot.shape, *[1] * (y.ndim - 2))
         return torch.where(alive, take(y, slot.clamp(min=0)), torch.as_tensor(fill, dtype=y.dtype, device=y.device))

@@ -129,9 +129,8 @@ class TokenMap:
 
     def apply_size(self, size: Tensor | None = None) -> Tensor:
         """Sum the sizes [B, N] (``None``: ones) of every slot: [B, M] float32; padding slots get 0."""
-        if size is None:
-            size = torch.ones(self.kept.shape[0], self.num_tokens, device=self.kept.device)
-        entries = size.float().gather(1, torch.cat([self.kept, self.moved], dim=1))
+        size = self._ones() if size is None else size.float()
+        entries = size.gather(1, torch.cat([self.kept, self.moved], dim=1))
         if self.size_weight is not None:
             entries = entries * self.size_weight
         kept, moved = entries.split([self.num_slots, self.moved.shape[1]], dim=1)
@@ -172,8 +171,11 @@ class TokenMap:
         rows = torch.where(self.slot >= 0, self.slot, self.num_slots)
         return matrix.scatter(1, rows.unsqueeze(1), 1.0)[:, : self.num_slots]
 
+    def _ones(self) -> Tensor:
+        return torch.ones(self.kept.shape[0], self.num_tokens, device=self.kept.device)
+
     def _weights(self, size: Tensor | None, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Weights of the anchors [B, M] and of the moved tokens [B, R], float32; 0 for moved tokens that are dropped."""
+        """Float32 weights of the anchors [B, M] and of the moved tokens [B, R]; 0 for dropped ones."""
         if self.weight is not None:
             weight = self.weight.float()
         elif size is not None:
@@ -194,4 +196,3 @@ def gather_tokens(t: Tensor, index: Tensor, dim: int) -> Tensor:
     sizes = list(t.shape)
     sizes[dim] = index.shape[1]
     return t.gather(dim, index.reshape(shape).expand(sizes))
-

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from tokred.shape import ModelShape
 from tokred.state import TokenState
+from tokred.viz import draw_overlay
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +87,18 @@ class Trace:
         if features.shape[1] != expected:
             raise ValueError(f"The features have {features.shape[1]} tokens, the traced forward left {expected}.")
         return state.unmerge(features, fill) if state.steps else features
+
+    def overlay(self, images: Tensor, layer: int | None = None) -> list[Image.Image]:
+        """Draw which regions were kept, merged (outlined, in their mean colour) and dropped (dimmed).
+
+        Args:
+            images: [B, C, H, W] that the traced forward saw.
+            layer: after which layer; the last one by default.
+
+        Returns:
+            B pictures.
+        """
+        return draw_overlay(images, self.patch_slot(layer), self.grid)
 
     def source_matrix(self, layer: int | None = None) -> Tensor:
         """[B, N, N0] float32, 1 where original token j is part of token i after ``layer``."""

@@ -27,7 +27,7 @@ class LayerView:
         stay: tokens that stay after this layer, prefix included, for every track of the schedule.
         num_initial: tokens that entered the first block.
         sizes: [B, N] float32, patches that each token stands for; ``None`` while all are one.
-        valid: [B, N] bool, false for padding, which must not influence what happens to other tokens; ``None``: all are real.
+        valid: [B, N] bool, false for padding, which must not influence other tokens; ``None``: all are real.
         scale: factor on the products of ``q`` and ``k``.
         bias: additive attention bias, broadcastable to [B, H, N, N], or ``None``.
         memory: what this method put aside in earlier layers of the same forward.
@@ -60,7 +60,7 @@ class LayerView:
         self._scale = scale
         self.bias = bias
         self.memory = memory if memory is not None else {}
-        self._signals: dict[str, Tensor | Callable[[], Tensor]] = dict(signals or {})
+        self._signals: dict[Signal, Tensor | Callable[[], Tensor]] = dict(signals or {})
 
     @property
     def batch(self) -> int:

@@ -37,7 +37,7 @@ def register_adapter(
         mlp: the same for the MLP branch.
         attn: the entry of ``attention`` that is the attention module; its forward takes the block's arguments.
         bias: the argument through which the attention takes an additive float bias [B, 1, 1, N].
-        reader: how to read its keys; by default as in timm: ``q_norm`` and ``k_norm`` modules or a ``qkv`` linear layer.
+        reader: how to read its keys; by default as in timm, from ``q_norm`` and ``k_norm`` or a ``qkv`` layer.
 
     Example:
         >>> import torch.nn as nn, tokred
@@ -85,7 +85,7 @@ class BlockList(Tower):
 
     def _dim(self) -> int:
         attn = self.parts[0].attention_modules(self.blocks[0])[0]
-        return next(m.in_features for m in attn.modules() if isinstance(getattr(m, "in_features", None), int))
+        return next(int(m.in_features) for m in attn.modules() if isinstance(m, nn.Linear))
 
 
 class CustomAdapter(Adapter):

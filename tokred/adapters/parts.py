@@ -17,8 +17,9 @@ Indexed = Literal["bias", "rope"]
 class BlockParts:
     """The two residual branches of a block, by the names of the modules or parameters that they run through.
 
-    A name that the block does not have, or has as ``None``, is skipped; a parameter multiplies (LayerScale). Attributes:
+    A name that the block does not have, or has as ``None``, is skipped; a parameter multiplies (LayerScale).
 
+    Attributes:
         attention: the attention branch, in order.
         mlp: the MLP branch, in order; empty if the block computes both in one, so that tokens can only be reduced
             after it.

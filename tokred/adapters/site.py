@@ -34,7 +34,9 @@ class Reduction:
         last: state of the last forward, if ``trace``.
     """
 
-    def __init__(self, method: Method, shape: ModelShape, *, padding_in_mask: bool = False, trace: bool = False) -> None:
+    def __init__(
+        self, method: Method, shape: ModelShape, *, padding_in_mask: bool = False, trace: bool = False
+    ) -> None:
         self.method = method
         self.shape = shape
         self.padding_in_mask = padding_in_mask
@@ -52,7 +54,7 @@ class Reduction:
             if self._plans and self._first_layer(plan, num_tokens) < getattr(self, "first", 0):
                 raise ScheduleMismatchError(
                     f"With {num_tokens} tokens the schedule acts on an earlier layer than with the "
-                    f"{self.shape.num_tokens} that the model was patched for. Patch the model again for this input size."
+                    f"{self.shape.num_tokens} it was patched for. Patch the model again for this input size."
                 )
         return plan
 
@@ -72,7 +74,7 @@ class Reduction:
 
 
 class Site:
-    """The replaced ``forward`` of one block. Holds the block, its description and what all sites share; no run state."""
+    """The replaced ``forward`` of one block. Holds no state of a run."""
 
     def __init__(self, block: nn.Module, parts: BlockParts, layer: int, reduction: Reduction) -> None:
         self.block = block
@@ -146,7 +148,9 @@ class Site:
         self._require_finite(x)
         shape, parts = self.reduction.shape, self.parts
         attn = parts.attention_modules(self.block)[0]
-        signals: dict[Any, Callable[[], Tensor]] = dict(parts.reader.signals(attn, call.caught, arguments, shape.num_prefix))
+        signals: dict[Any, Callable[[], Tensor]] = dict(
+            parts.reader.signals(attn, call.caught, arguments, shape.num_prefix)
+        )
         signals["before"] = lambda: before
         view = LayerView(
             x,
@@ -169,8 +173,8 @@ class Site:
     def _start(self, x: Tensor, arguments: Mapping[str, Any]) -> TokenState:
         if self.layer > self.reduction.first:
             raise RuntimeError(
-                f"Block {self.layer} received tokens without their reduction state: something between the blocks made a "
-                "new tensor. Remove the patch, or place tokred.nn.Reduce by hand."
+                f"Block {self.layer} received tokens without their reduction state: something between the blocks "
+                "made a new tensor. Remove the patch, or place tokred.nn.Reduce by hand."
             )
         valid = None
         mask = arguments.get(self.parts.bias) if self.reduction.padding_in_mask else None
@@ -200,13 +204,13 @@ class Site:
             return
         if not torch.isfinite(x[:, 0].sum()):
             raise NonFiniteError(
-                f"Activations after the attention of block {self.layer} are not finite, so {self.reduction.name} cannot "
-                "compare tokens. Check the input images and the precision (float16 overflows in some models; try bfloat16)."
+                f"Activations after the attention of block {self.layer} are not finite, so {self.reduction.name} "
+                "cannot compare tokens. Check the input images and the precision (try bfloat16 instead of float16)."
             )
 
 
 class OwnBias:
-    """A relative position bias that an attention module computes itself: rows and columns of the tokens that are there."""
+    """A relative position bias that an attention module computes itself, cut to the tokens that are there."""
 
     def __init__(self, attn: nn.Module, parts: BlockParts) -> None:
         self.parts = parts

@@ -38,7 +38,11 @@ _STACKED = {
     "mlp_stack": "ffns",
 }
 _ROPE = {"attn_mask": "bias", "rope": "rope"}
-_BEIT = {"indexed": {"shared_rel_pos_bias": "bias"}, "bias": "shared_rel_pos_bias", "own_bias": ("", "_get_rel_pos_bias")}
+_BEIT = {
+    "indexed": {"shared_rel_pos_bias": "bias"},
+    "bias": "shared_rel_pos_bias",
+    "own_bias": ("", "_get_rel_pos_bias"),
+}
 _RELPOS = {
     "indexed": {"shared_rel_pos": "bias"},
     "bias": "shared_rel_pos",
@@ -196,4 +200,3 @@ def _input_channels(embed: nn.Module) -> int:
     if convolution is not None:
         return convolution.in_channels * convolution.groups if convolution.groups > 1 else convolution.in_channels
     return 3
-

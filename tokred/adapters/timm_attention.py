@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from timm.layers import apply_rot_embed_cat
+from timm.layers.pos_embed_sincos import apply_rot_embed_cat
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
@@ -29,7 +29,7 @@ class TimmAttentionReader(AttentionReader):
     def __init__(self, tokens_first: bool = False) -> None:
         self.tokens_first = tokens_first
 
-    def hooks(self, attn: nn.Module, needs: Iterable[Signal]) -> list[RemovableHandle]:
+    def hooks(self, attn: Any, needs: Iterable[Signal]) -> list[RemovableHandle]:
         """Catch the raw keys, the normalised queries and keys, and whatever values are computed from."""
         needs = set(needs) - {"before"}
         if not needs:
@@ -47,7 +47,7 @@ class TimmAttentionReader(AttentionReader):
         return hooks
 
     def signals(
-        self, attn: nn.Module, caught: Mapping[str, Tensor], arguments: Mapping[str, Any], num_prefix: int
+        self, attn: Any, caught: Mapping[str, Tensor], arguments: Mapping[str, Any], num_prefix: int
     ) -> Mapping[Signal, Callable[[], Tensor]]:
         """Signals of one call; RoPE is applied to what the norms gave, as the attention does."""
         rope = arguments.get("rope")
@@ -93,12 +93,12 @@ def _catch_input(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     _catch("input", inputs[0])
 
 
-def _value_source(attn: nn.Module) -> nn.Module:
-    """The module whose input is the input of the attention: the attention itself, or the projection of a fused block."""
+def _value_source(attn: Any) -> nn.Module:
+    """The module whose input is that of the attention: itself, or the projection of a fused block."""
     return getattr(attn, "in_proj", attn)
 
 
-def _project(attn: nn.Module, x: Tensor, index: int) -> Tensor:
+def _project(attn: Any, x: Tensor, index: int) -> Tensor:
     """Queries (0), keys (1) or values (2) of the attention input ``x`` [B, N, C], split into heads: [B, H, N, D]."""
     separate = getattr(attn, ("q_proj", "k_proj", "v_proj")[index], None)
     if separate is not None:
@@ -117,7 +117,7 @@ def _project(attn: nn.Module, x: Tensor, index: int) -> Tensor:
     return y.reshape(*y.shape[:2], heads, -1).transpose(1, 2)
 
 
-def _slice_of(linear: nn.Module, x: Tensor, start: int, size: int, own_bias: Tensor | None) -> Tensor:
+def _slice_of(linear: Any, x: Tensor, start: int, size: int, own_bias: Tensor | None) -> Tensor:
     if not isinstance(linear, nn.Linear):
         return linear(x)[..., start : start + size]  # adapted or quantised layers only work as a whole
     bias = own_bias if own_bias is not None else linear.bias
@@ -126,7 +126,7 @@ def _slice_of(linear: nn.Module, x: Tensor, start: int, size: int, own_bias: Ten
     return F.linear(x, linear.weight[start : start + size], bias)
 
 
-def _rotate(attn: nn.Module, x: Tensor, rope: Tensor) -> Tensor:
+def _rotate(attn: Any, x: Tensor, rope: Tensor) -> Tensor:
     prefix = getattr(attn, "num_prefix_tokens", 0)
     rotated = apply_rot_embed_cat(x[:, :, prefix:], rope, half=getattr(attn, "rotate_half", False))
     return torch.cat([x[:, :, :prefix], rotated], dim=2)

@@ -88,8 +88,8 @@ def sample(
 
     Args:
         score: [B, P], not negative.
-        count: K, the number of quantiles ``1/2K, 3/2K, ...``; the released variant has one less where its floating-point
-            range ends early.
+        count: K, the number of quantiles ``1/2K, 3/2K, ...``; the released variant has one less where its
+            floating-point range ends early.
         variant: see above.
         valid: [B, P] bool, false for padding, which is never picked unless all quantiles lie behind the real tokens.
 

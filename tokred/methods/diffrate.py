@@ -19,7 +19,7 @@ from tokred.view import LayerView
 @register("diffrate")
 @dataclass(frozen=True, kw_only=True)
 class DiffRate(Method):
-    """Sort by class attention, prune the tail, merge what is next into its best partner (Chen et al., arXiv 2305.17997).
+    """Sort by class attention, prune the tail, merge what is next (Chen et al., arXiv 2305.17997).
 
     As in the released code, a merged token is the plain mean of its members, and a member adds its size times its
     similarity to the size of the group. Tokens are only sorted in blocks that reduce them; the order means nothing to

@@ -158,8 +158,14 @@ def energy_matching(
     elif mode == "text":
         sources, targets, protected = order[:, :removed], order[:, removed : 2 * removed], order[:, 2 * removed :]
     else:
-        sources, targets, protected = order[:, 0 : 2 * removed : 2], order[:, 1 : 2 * removed : 2], order[:, 2 * removed :]
-    best, partner = ops.best_match(take(patches, sources), take(patches, targets), _both(valid, sources, targets, num_prefix))
+        sources, targets, protected = (
+            order[:, 0 : 2 * removed : 2],
+            order[:, 1 : 2 * removed : 2],
+            order[:, 2 * removed :],
+        )
+    best, partner = ops.best_match(
+        take(patches, sources), take(patches, targets), _both(valid, sources, targets, num_prefix)
+    )
     unmerged = sources[:, :0]
     if mode == "order":
         rank = ops.rank_descending(best)

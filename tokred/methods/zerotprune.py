@@ -126,8 +126,8 @@ def importance(
 ) -> Tensor:
     """Importance of every token: page rank per head, joined over the heads that pass the variance filter.
 
-    arXiv 2305.17328, section 3.2: heads are joined by their root mean square, so that a token that is strong in one head
-    is not averaged away; if no head passes, all count.
+    arXiv 2305.17328, section 3.2: heads are joined by their root mean square, so that a token that is strong in one
+    head is not averaged away; if no head passes, all count.
 
     Args:
         attention: [B, H, N, N], rows summing to one.

@@ -1,0 +1,248 @@
+"""The models that ship with tokred, and how a model is found by name or folder."""
+
+import difflib
+import json
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from tokred.errors import ConfigError, DataError
+from tokred.folders import shipped_folder
+
+# What an architecture takes from a file. Everything else keeps timm's default.
+_COMMON_ARGS = {
+    "img_size", "patch_size", "in_chans", "num_classes", "global_pool", "embed_dim", "depth", "num_heads", "mlp_ratio",
+    "qkv_bias", "qk_norm", "init_values", "class_token", "no_embed_class", "patch_drop_rate", "drop_path_rate",
+}  # fmt: skip
+_VIT_ARGS = _COMMON_ARGS | {"reg_tokens", "pos_embed", "pre_norm", "final_norm", "fc_norm", "dynamic_img_size"}
+_EVA_ARGS = _COMMON_ARGS | {
+    "num_reg_tokens", "use_abs_pos_emb", "use_rot_pos_emb", "rope_type", "ref_feat_shape", "swiglu_mlp", "qkv_fused",
+    "use_fc_norm", "use_post_transformer_norm", "dynamic_img_size",
+}  # fmt: skip
+
+
+class ConvStem(BaseModel):
+    """Overlapping 3 x 3 convolutions instead of one patch projection; their strides multiply to the patch size."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    channels: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+class ModelConfig(BaseModel):
+    """What ``config.json`` beside a ``model.safetensors`` says: the architecture and how pictures are fed to it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    architecture: Literal["vision_transformer", "eva"]
+    args: dict[str, Any]
+    conv_stem: ConvStem | None = None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    classes: tuple[str, ...] = ()
+    data: str | None = Field(default=None, description="data set it was trained on, a name load_dataset knows")
+
+
+def build_model(config: ModelConfig) -> nn.Module:
+    """Return the untrained model that ``config`` describes.
+
+    Raises:
+        ConfigError: an argument that the architecture does not take from files.
+    """
+    from timm.layers.hybrid_embed import HybridEmbed
+    from timm.models.eva import Eva
+    from timm.models.vision_transformer import VisionTransformer
+    from timm.models.vision_transformer_hybrid import ConvStem as TimmConvStem
+
+    known: dict[str, tuple[Callable[..., nn.Module], set[str]]] = {
+        "vision_transformer": (VisionTransformer, _VIT_ARGS),
+        "eva": (Eva, _EVA_ARGS),
+    }
+    build, allowed = known[config.architecture]
+    for key in config.args:
+        if key not in allowed:
+            near = difflib.get_close_matches(key, allowed, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else f" It takes: {', '.join(sorted(allowed))}."
+            raise ConfigError(f"{config.architecture} takes no argument {key!r} from a file.{hint}")
+    try:
+        if config.conv_stem is None:
+            return build(**config.args)
+        args = dict(config.args)
+        stem = config.conv_stem
+        embed = partial(
+            HybridEmbed,
+            backbone=TimmConvStem(
+                in_chans=args["in_chans"],
+                depth=len(stem.channels),
+                channels=stem.channels,
+                kernel_size=3,
+                stride=stem.strides,
+            ),
+            proj=False,
+        )
+        if build is VisionTransformer:
+            return build(**args | {"embed_layer": embed, "patch_size": 1})  # the stem has done the patching
+        model = build(**args)
+        model.patch_embed = embed(img_size=args["img_size"], in_chans=args["in_chans"], embed_dim=args["embed_dim"])
+        return model
+    except (TypeError, ValueError, AssertionError, KeyError, RuntimeError) as error:
+        raise ConfigError(f"{config.architecture} cannot be built from {config.args}: {error}") from error
+
+
+def list_models() -> tuple[str, ...]:
+    """Return the names of the models that ship with tokred.
+
+    >>> "vit-fmnist" in list_models()
+    True
+    """
+    return tuple(sorted(path.parent.name for path in shipped_folder("models").glob("*/config.json")))
+
+
+def load_model(name_or_folder: str | os.PathLike[str], *, pretrained: bool = True) -> nn.Module:
+    """Return a model in eval mode, float32, on the CPU: one that ships, one in a folder, or one of timm's.
+
+    Its ``pretrained_cfg`` says ``input_size``, ``mean``, ``std``, ``num_classes`` and, for models in folders,
+    ``classes`` and ``data``; :func:`tokred.data.transform_for` reads it.
+
+    Args:
+        name_or_folder: a name of :func:`list_models`, a folder with ``config.json`` and ``model.safetensors``, or
+            the name of a timm model.
+        pretrained: for timm models, fetch the weights from the hub; ``False`` leaves them as initialised.
+
+    Raises:
+        DataError: no such model, unreadable weights, or the hub cannot be reached.
+        ConfigError: a ``config.json`` with an unknown key or a wrong value.
+
+    >>> load_model("vit-fmnist").pretrained_cfg["input_size"]
+    (1, 28, 28)
+    """
+    name = os.fspath(name_or_folder)
+    shipped = list_models()
+    if name in shipped:
+        return _load_folder(shipped_folder("models") / name)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return _load_folder(folder)
+    return _load_timm(name, pretrained, shipped)
+
+
+def read_config(path: str | os.PathLike[str]) -> ModelConfig:
+    """Read and check a ``config.json``.
+
+    Raises:
+        DataError: no such file.
+        ConfigError: no JSON, an unknown key or a wrong value; the message names it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path} does not exist. A model folder holds config.json and model.safetensors.")
+    try:
+        return ModelConfig.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {say_what_is_wrong(error, ModelConfig, ConvStem)}") from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read as JSON ({error}).") from error
+
+
+def save_model(model: nn.Module, config: ModelConfig, folder: str | os.PathLike[str]) -> Path:
+    """Write ``config.json`` and ``model.safetensors`` in half precision; return the path of the weights."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    half = {key: value.half() if value.is_floating_point() else value for key, value in weights.items()}
+    too_large = [key for key, value in half.items() if value.is_floating_point() and not torch.isfinite(value).all()]
+    if too_large:
+        raise DataError(f"{too_large[0]} has values that half precision cannot hold. Was the training stable?")
+    path = folder / "model.safetensors"
+    save_file(half, path, metadata={"format": "pt", "architecture": config.architecture})
+    text = json.dumps(config.model_dump(mode="json", exclude_none=True), indent=2)
+    (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+    return path
+
+
+def say_what_is_wrong(error: ValidationError, *specs: type[BaseModel]) -> str:
+    """Return pydantic's complaints in words, with the nearest known key for each unknown one."""
+    known = {name for spec in specs for name in spec.model_fields}
+    lines = []
+    for found in error.errors():
+        place = ".".join(str(part) for part in found["loc"]) or "the file"
+        if found["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(str(found["loc"][-1]), known, n=1)
+            lines.append(f"unknown key {place!r}." + (f" Did you mean {near[0]!r}?" if near else ""))
+        else:
+            lines.append(f"{place}: {found['msg']} (found {str(found['input'])[:80]!r}).")
+    return " ".join(lines)
+
+
+def _load_folder(folder: Path) -> nn.Module:
+    config = read_config(folder / "config.json")
+    model = build_model(config)
+    weights = _read_weights(folder / "model.safetensors")
+    own = model.state_dict()
+    missing, unknown = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
+    if missing or unknown:
+        raise DataError(
+            f"{folder}: model.safetensors does not fit config.json. Missing: {missing[:3] or 'none'}; "
+            f"unknown: {unknown[:3] or 'none'}."
+        )
+    for key, value in weights.items():
+        if value.shape != own[key].shape:
+            raise DataError(f"{folder}: {key} is {tuple(value.shape)}, config.json wants {tuple(own[key].shape)}.")
+    model.load_state_dict(weights)  # copies half precision into the model's float32
+    height, width = _pair(config.args.get("img_size", 224))
+    model.pretrained_cfg = {
+        "input_size": (int(config.args.get("in_chans", 3)), height, width),
+        "num_classes": int(config.args.get("num_classes", 1000)),
+        "mean": config.mean,
+        "std": config.std,
+        "crop_pct": 1.0,
+        "interpolation": "bicubic",
+        "classes": config.classes,
+        "data": config.data,
+        "architecture": config.architecture,
+    }
+    return model.eval()
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise DataError(f"{path} does not exist. A model folder holds config.json and model.safetensors.")
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{path}: not a readable safetensors file ({error}).") from error
+
+
+def _load_timm(name: str, pretrained: bool, shipped: tuple[str, ...]) -> nn.Module:
+    import timm
+
+    if not timm.is_model(name):
+        known = [*shipped, *timm.list_models(), *timm.list_pretrained()]
+        near = difflib.get_close_matches(name, known, n=3)
+        hint = f" Did you mean {', '.join(near)}?" if near else ""
+        raise DataError(
+            f"{name!r} is no model that ships with tokred ({', '.join(shipped)}), no folder, and no timm model.{hint}"
+        )
+    try:
+        return timm.create_model(name, pretrained=pretrained).eval()
+    except Exception as error:  # the hub client's errors share no base class across its versions
+        if not pretrained:
+            raise
+        raise DataError(
+            f"The weights of {name!r} cannot be fetched from the hub ({type(error).__name__}: {str(error)[:200]}). "
+            f"Offline, use a model that ships with tokred: {', '.join(shipped)}; or a folder with config.json and "
+            "model.safetensors."
+        ) from error
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    return (int(size[0]), int(size[1])) if isinstance(size, (list, tuple)) else (int(size), int(size))
