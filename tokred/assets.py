@@ -199,7 +199,7 @@ def _load_folder(folder: Path) -> nn.Module:
             raise DataError(f"{folder}: {key} is {tuple(value.shape)}, config.json wants {tuple(own[key].shape)}.")
     model.load_state_dict(weights)  # copies half precision into the model's float32
     height, width = _pair(config.args.get("img_size", 224))
-    model.pretrained_cfg = {
+    cfg = {
         "input_size": (int(config.args.get("in_chans", 3)), height, width),
         "num_classes": int(config.args.get("num_classes", 1000)),
         "mean": config.mean,
@@ -210,6 +210,7 @@ def _load_folder(folder: Path) -> nn.Module:
         "data": config.data,
         "architecture": config.architecture,
     }
+    model.__dict__["pretrained_cfg"] = cfg  # where timm's models have it
     return model.eval()
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True)
@@ -13,7 +14,9 @@ class BlockShape:
         attention_weights: multiply-accumulates per token in the linear layers of the attention branch.
         attention_width: heads times head width; a product of queries and keys costs ``N^2`` times this.
         mlp_weights: multiply-accumulates per token in the MLP.
-        heads: number of query heads.
+        heads: number of query heads of the attention that methods read.
+        reads: extra multiply-accumulates per token that reading a signal of the attention costs, by signal.
+        head_dim: width of one head; 0 where it is ``attention_width / heads``.
         attention_features: numbers that the linear layers of the attention branch write per token.
         mlp_features: the same for the MLP.
         parallel: the MLP runs beside the attention, so that it sees the tokens before the reduction.
@@ -23,9 +26,21 @@ class BlockShape:
     attention_width: int
     mlp_weights: int
     heads: int = 1
+    head_dim: int = 0
     attention_features: int = 0
     mlp_features: int = 0
     parallel: bool = False
+    reads: Mapping[str, int] = field(default_factory=dict, hash=False)
+
+    @property
+    def key_width(self) -> int:
+        """Width of the keys of one head."""
+        return self.head_dim or self.attention_width // self.heads
+
+    @property
+    def read_width(self) -> int:
+        """Width of all keys of the attention that methods read (the first of parallel ones)."""
+        return self.heads * self.key_width
 
 
 @dataclass(frozen=True)

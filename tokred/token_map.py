@@ -22,13 +22,12 @@ def take(x: Tensor, index: Tensor) -> Tensor:
     return rows.reshape(batch, index.shape[1], *x.shape[2:])
 
 
-def _add_rows(into: Tensor, index: Tensor, rows: Tensor) -> Tensor:
-    """Return ``into`` [B, M, ...] with ``rows`` [B, R, ...] added at ``index`` [B, R]."""
+def _add_rows_(into: Tensor, index: Tensor, rows: Tensor) -> Tensor:
+    """Add ``rows`` [B, R, ...] to the contiguous ``into`` [B, M, ...] at ``index`` [B, R], in place."""
     batch, slots = into.shape[:2]
     offset = torch.arange(batch, device=into.device).unsqueeze(1) * slots
-    flat = into.reshape(batch * slots, *into.shape[2:])
-    flat = flat.index_add(0, (index + offset).flatten(), rows.flatten(0, 1))
-    return flat.reshape(into.shape)
+    into.flatten(0, 1).index_add_(0, (index + offset).flatten(), rows.flatten(0, 1))
+    return into
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,11 +120,11 @@ class TokenMap:
         into = self.into.clamp(min=0)
         if self.reduce == "sum":
             scaled = kept * kept_weight[trailing].to(x.dtype)
-            return _add_rows(scaled, into, (moved * moved_weight[trailing]).to(x.dtype))
+            return _add_rows_(scaled, into, (moved * moved_weight[trailing]).to(x.dtype))
         # a mean is the anchor plus the weighted distances to it: only the moved rows are touched
-        share = moved_weight / _add_rows(kept_weight, into, moved_weight).gather(1, into)
+        share = moved_weight / _add_rows_(kept_weight.clone(), into, moved_weight).gather(1, into)
         anchor = take(x, self.kept.gather(1, into))
-        return _add_rows(kept, into, ((moved - anchor) * share[trailing]).to(x.dtype))
+        return _add_rows_(kept, into, ((moved - anchor) * share[trailing]).to(x.dtype))
 
     def apply_size(self, size: Tensor | None = None) -> Tensor:
         """Sum the sizes [B, N] (``None``: ones) of every slot: [B, M] float32; padding slots get 0."""
@@ -135,7 +134,7 @@ class TokenMap:
             entries = entries * self.size_weight
         kept, moved = entries.split([self.num_slots, self.moved.shape[1]], dim=1)
         if moved.shape[1]:
-            kept = _add_rows(kept, self.into.clamp(min=0), moved * (self.into >= 0))
+            kept = _add_rows_(kept.clone(), self.into.clamp(min=0), moved * (self.into >= 0))
         if self.size_weight is not None:
             kept = kept.clamp(min=torch.finfo(torch.float32).tiny)  # negative factors must not make a size negative
         return kept if self.valid is None else kept * self.valid

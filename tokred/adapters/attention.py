@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from tokred.errors import UnsupportedModelError
 from tokred.state import TokenState
 from tokred.view import Signal
 
@@ -60,6 +61,35 @@ class AttentionReader:
         self, attn: nn.Module, caught: Mapping[str, Tensor], arguments: Mapping[str, Any], num_prefix: int
     ) -> Mapping[Signal, Callable[[], Tensor]]:
         """The signals, each computed when it is called."""
+        return {}
+
+    def heads(self, attn: nn.Module) -> int:
+        """Number of query heads."""
+        return int(getattr(attn, "num_heads", 1))
+
+    def head_dim(self, attn: nn.Module) -> int:
+        """Width of the keys of one head.
+
+        Raises:
+            UnsupportedModelError: the module does not show it.
+        """
+        head_dim = getattr(attn, "head_dim", None)
+        if isinstance(head_dim, int):
+            return head_dim
+        for name, parts in (("qkv", 3), ("q_proj", 1)):
+            out = getattr(getattr(attn, name, None), "out_features", None)
+            if isinstance(out, int):
+                return out // parts // self.heads(attn)
+        raise UnsupportedModelError(
+            f"{type(attn).__name__} has neither head_dim, qkv nor q_proj, so the cost of its attention cannot be read."
+        )
+
+    def width(self, attn: nn.Module) -> int:
+        """A product of all queries with all keys, and one with all values, cost ``N^2`` times this."""
+        return self.heads(attn) * self.head_dim(attn)
+
+    def reads(self, attn: nn.Module) -> dict[str, int]:
+        """Extra multiply-accumulates per token that reading a signal costs, for signals that are not free."""
         return {}
 
     def scale(self, attn: nn.Module) -> float | None:

@@ -130,15 +130,20 @@ def find_tower(model: nn.Module) -> Tower:
 def measure_block(block: nn.Module, parts: BlockParts) -> BlockShape:
     """Read the cost-relevant sizes off the modules of one block."""
     attention = parts.attention_modules(block)
-    if not parts.mlp:
-        weights, features = linear_size([block])
-        return BlockShape(weights, attention_width(block), 0, _heads(block), features, 0, parallel=True)
-    holders = [block] if parts.mlp_stack is None else list(getattr(block, parts.mlp_stack))
-    mlp = [m for holder in holders for name in parts.mlp if isinstance(m := getattr(holder, name, None), nn.Module)]
+    reader = parts.reader
     attention_weights, attention_features = linear_size(attention)
-    mlp_weights, mlp_features = linear_size(mlp)
-    width = sum(attention_width(attn) for attn in attention)
-    return BlockShape(attention_weights, width, mlp_weights, _heads(attention[0]), attention_features, mlp_features)
+    mlp_weights, mlp_features = linear_size(parts.mlp_modules(block))
+    return BlockShape(
+        attention_weights=attention_weights,
+        attention_width=sum(reader.width(attn) for attn in attention),
+        mlp_weights=mlp_weights,
+        heads=reader.heads(attention[0]),
+        head_dim=reader.head_dim(attention[0]),
+        attention_features=attention_features,
+        mlp_features=mlp_features,
+        parallel=not parts.mlp,
+        reads=reader.reads(attention[0]),
+    )
 
 
 def linear_size(modules: Sequence[nn.Module]) -> tuple[int, int]:
@@ -150,22 +155,6 @@ def linear_size(modules: Sequence[nn.Module]) -> tuple[int, int]:
             weights += out * module.in_features
             features += out
     return weights, features
-
-
-def attention_width(attn: nn.Module) -> int:
-    """Heads times head width, read off the attributes or the query projection."""
-    head_dim = getattr(attn, "head_dim", None)
-    if isinstance(head_dim, int):
-        return _heads(attn) * head_dim
-    for name, parts in (("qkv", 3), ("q_proj", 1)):
-        out = getattr(getattr(attn, name, None), "out_features", None)
-        if isinstance(out, int):
-            return out // parts
-    raise UnsupportedModelError(f"{type(attn).__name__} has neither head_dim, qkv nor q_proj; its cost cannot be read.")
-
-
-def _heads(attn: nn.Module) -> int:
-    return int(getattr(attn, "num_heads", 1))
 
 
 def _suspects(model: nn.Module) -> str:

@@ -51,6 +51,11 @@ class BlockParts:
             return [block]
         return [getattr(holder, self.attn) for holder in _holders(block, self.attention_stack)]
 
+    def mlp_modules(self, block: nn.Module) -> list[nn.Module]:
+        """The modules of the MLP branches."""
+        parts = [getattr(holder, name, None) for holder in _holders(block, self.mlp_stack) for name in self.mlp]
+        return [part for part in parts if isinstance(part, nn.Module)]
+
     def attend(self, block: nn.Module, x: Tensor, arguments: Mapping[str, Any]) -> Tensor:
         """The attention branch, without the residual: [B, N, C]; only the attention module gets ``arguments``."""
         branches = []

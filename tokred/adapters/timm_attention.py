@@ -67,8 +67,26 @@ class TimmAttentionReader(AttentionReader):
             "v": lambda: _project(attn, caught["input"], 2),
         }
 
+    def reads(self, attn: Any) -> dict[str, int]:
+        """Values are always projected once more; keys and queries where no norm shows them."""
+        dim = next(m.in_features for m in attn.modules() if isinstance(m, nn.Linear))
+        again = ("v",) if hasattr(attn, "k_norm") else ("v", "q", "k", "keys", "head_keys")
+        return dict.fromkeys(again, dim * self.heads(attn) * self.head_dim(attn))
+
+    def heads(self, attn: Any) -> int:
+        """Both maps of a differential attention count."""
+        return super().heads(attn) * (2 if _is_differential(attn) else 1)
+
+    def width(self, attn: Any) -> int:
+        """The values of a differential attention have double width."""
+        return super().width(attn) * 3 // 2 if _is_differential(attn) else super().width(attn)
+
     def _heads_first(self, x: Tensor) -> Tensor:
         return x.transpose(1, 2) if self.tokens_first else x
+
+
+def _is_differential(attn: Any) -> bool:
+    return hasattr(attn, "_compute_lambda")
 
 
 def _catch(name: str, value: Tensor) -> None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
 
-from tokred.methods.base import Method, register
+from tokred.methods.base import Method, class_attention_macs, register
 from tokred.methods.stages import Keep, check_keep, staged
 from tokred.schedule import Schedule
-from tokred.shape import BlockShape, ModelShape
+from tokred.shape import ModelShape
 from tokred.token_map import TokenMap
 from tokred.view import LayerView
 
@@ -59,9 +60,9 @@ class ATS(Method):
         """Sample nowhere."""
         return self.with_(keep=1.0, schedule=None, budget=None)
 
-    def macs(self, tokens: int, stay: int, block: BlockShape) -> int:
-        """The class attention, and the values once more."""
-        return tokens * block.attention_width + tokens * block.attention_weights // 4
+    def macs(self, tokens: int, stay: Mapping[str, int], layer: int, shape: ModelShape) -> int:
+        """The class attention."""
+        return class_attention_macs(tokens, layer, shape)
 
     def reduce(self, view: LayerView) -> TokenMap:
         """Sample patches by class attention times value length."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from functools import cached_property
@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
 from tokred.cost import Convention, Cost, cost
-from tokred.errors import ConfigError, ScheduleMismatchError
+from tokred.errors import ConfigError
 from tokred.schedule import Schedule
-from tokred.shape import BlockShape, ModelShape
+from tokred.shape import ModelShape
 from tokred.token_map import TokenMap
 from tokred.view import LayerView, Signal
 
@@ -79,8 +79,8 @@ class Method(ABC):
         """The fewest tokens that can stay of ``tokens`` in one layer; requests below it are clamped."""
         return min(tokens, num_prefix + 1)
 
-    def macs(self, tokens: int, stay: int, block: BlockShape) -> int:
-        """Multiply-accumulates that deciding costs in one layer."""
+    def macs(self, tokens: int, stay: Mapping[str, int], layer: int, shape: ModelShape) -> int:
+        """Multiply-accumulates that deciding costs in one layer, besides reading the signals."""
         return 0
 
     def zero(self) -> Self | None:
@@ -110,10 +110,14 @@ class Method(ABC):
 
     def cost(self, shape: ModelShape, schedule: Schedule | None = None, convention: Convention = "full") -> Cost:
         """What a forward pass costs with this method on a model of that shape."""
-        tokens = (schedule or self.plan(shape)).tokens(shape.num_tokens)
+        plan = schedule or self.plan(shape)
+        tokens = plan.tokens(shape.num_tokens)
         entering = (shape.num_tokens, *tokens[:-1])
         extra = [
-            self.macs(n, m, block) if m < n else 0 for n, m, block in zip(entering, tokens, shape.blocks, strict=True)
+            self.macs(n, plan.stay(layer), layer, shape) + n * sum(block.reads.get(s, 0) for s in self.needs)
+            if tokens[layer] < n
+            else 0
+            for layer, (n, block) in enumerate(zip(entering, shape.blocks, strict=True))
         ]
         after = self.site == "block_end"
         return cost(shape, tokens, reduction_macs=extra, after_block=after, convention=convention)
@@ -196,8 +200,9 @@ def create_method(name: str, **knobs: Any) -> Method:
     return known[name](**knobs)
 
 
-def require_depth(layers: tuple[int, ...], depth: int) -> None:
-    """Raise ScheduleMismatchError if a layer index lies outside a model of ``depth`` blocks."""
-    wrong = [layer for layer in layers if not 0 <= layer < depth]
-    if wrong:
-        raise ScheduleMismatchError(f"Layers {wrong} do not exist: the model has {depth} blocks, 0 to {depth - 1}.")
+def class_attention_macs(tokens: int, layer: int, shape: ModelShape) -> int:
+    """Multiply-accumulates of :meth:`tokred.LayerView.class_attention`: one row, or all of them without class token."""
+    block = shape.blocks[layer]
+    if shape.num_prefix:
+        return tokens * block.read_width
+    return tokens * tokens * (block.read_width + block.heads)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -9,9 +10,9 @@ import torch
 from torch import Tensor
 
 from tokred import ops
-from tokred.methods.base import Method, register
+from tokred.methods.base import Method, class_attention_macs, register
 from tokred.schedule import Schedule, share_of
-from tokred.shape import BlockShape, ModelShape
+from tokred.shape import ModelShape
 from tokred.token_map import TokenMap, take
 from tokred.view import LayerView
 
@@ -58,9 +59,11 @@ class DiffRate(Method):
         """Keep everything."""
         return self.with_(keep=1.0, schedule=None, budget=None)
 
-    def macs(self, tokens: int, stay: int, block: BlockShape) -> int:
-        """The class attention; the few products of merging are left out, since the split of the counts varies."""
-        return tokens * block.attention_width
+    def macs(self, tokens: int, stay: Mapping[str, int], layer: int, shape: ModelShape) -> int:
+        """The class attention, and the products of the merged tokens with those that stay."""
+        sources = min(tokens, stay["prune"]) - stay["merge"]
+        merging = max(sources, 0) * (stay["merge"] - shape.num_prefix) * shape.dim
+        return class_attention_macs(tokens, layer, shape) + merging
 
     def reduce(self, view: LayerView) -> TokenMap:
         """Prune to ``stay["prune"]`` tokens, then merge to ``stay["merge"]``."""

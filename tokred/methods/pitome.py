@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Self
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from tokred import ops
 from tokred.methods.base import Method, register
 from tokred.schedule import Schedule, share_of
-from tokred.shape import BlockShape, ModelShape
+from tokred.shape import ModelShape
 from tokred.token_map import TokenMap, take
 from tokred.view import LayerView
 
@@ -93,10 +94,12 @@ class PiToMe(Method):
         """Half of the patches must stay."""
         return tokens - (tokens - num_prefix) // 2
 
-    def macs(self, tokens: int, stay: int, block: BlockShape) -> int:
+    def macs(self, tokens: int, stay: Mapping[str, int], layer: int, shape: ModelShape) -> int:
         """The products of all keys with all keys, and those of the merged ones with their candidates."""
-        width = block.attention_width // block.heads
-        return (tokens * tokens + (tokens - stay) ** 2) * width
+        patches, removed = tokens - shape.num_prefix, tokens - stay["merge"]
+        candidates = removed if self.mode(layer, shape.depth) != "order" else patches // 2
+        width = shape.dim if self.features == "tokens" else shape.blocks[layer].key_width
+        return (patches**2 + candidates**2) * width
 
     def reduce(self, view: LayerView) -> TokenMap:
         """Rank the patches by energy and merge within the most redundant ones."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Self
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from tokred import ops
 from tokred.methods.base import Method, register
 from tokred.schedule import Removal, Schedule, removals
-from tokred.shape import BlockShape, ModelShape
+from tokred.shape import ModelShape
 from tokred.token_map import TokenMap
 from tokred.view import LayerView
 
@@ -76,9 +76,9 @@ class ToMe(Method):
         """Half of the patches must stay, since partners come from the other half."""
         return tokens - (tokens - num_prefix) // 2
 
-    def macs(self, tokens: int, stay: int, block: BlockShape) -> int:
+    def macs(self, tokens: int, stay: Mapping[str, int], layer: int, shape: ModelShape) -> int:
         """The products of half of the keys with the other half."""
-        return (tokens // 2) ** 2 * (block.attention_width // block.heads)
+        return (tokens // 2) ** 2 * shape.blocks[layer].key_width
 
     def reduce(self, view: LayerView) -> TokenMap:
         """Bipartite soft matching on the keys."""

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
 import torch
 
 from tokred import ops
-from tokred.methods.base import Method, register
+from tokred.methods.base import Method, class_attention_macs, register
 from tokred.methods.stages import Keep, check_keep, staged
 from tokred.schedule import Schedule
-from tokred.shape import BlockShape, ModelShape
+from tokred.shape import ModelShape
 from tokred.token_map import TokenMap
 from tokred.view import LayerView
 
@@ -54,9 +55,9 @@ class TopK(Method):
         """Keep everything."""
         return self.with_(keep=1.0, schedule=None, budget=None)
 
-    def macs(self, tokens: int, stay: int, block: BlockShape) -> int:
+    def macs(self, tokens: int, stay: Mapping[str, int], layer: int, shape: ModelShape) -> int:
         """The class attention."""
-        return tokens * block.attention_width
+        return class_attention_macs(tokens, layer, shape)
 
     def reduce(self, view: LayerView) -> TokenMap:
         """Keep the prefix and the first patches by class attention, in the order of that attention."""

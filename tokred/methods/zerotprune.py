@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Self
 
@@ -13,7 +14,7 @@ from tokred.methods.base import Method, register
 from tokred.methods.stages import Keep, check_keep, staged
 from tokred.ops.rank import first_votes
 from tokred.schedule import Schedule
-from tokred.shape import BlockShape, ModelShape
+from tokred.shape import ModelShape
 from tokred.token_map import TokenMap, take
 from tokred.view import LayerView
 
@@ -83,10 +84,14 @@ class ZeroTPrune(Method):
         """Keep everything."""
         return self.with_(keep=1.0, schedule=None, budget=None)
 
-    def macs(self, tokens: int, stay: int, block: BlockShape) -> int:
-        """The attention once more, the first votes, and the products of half of the keys with the other half."""
-        rounds = self.pre_iterations + 1
-        return tokens**2 * (block.attention_width + rounds * block.heads + block.attention_width // 4)
+    def macs(self, tokens: int, stay: Mapping[str, int], layer: int, shape: ModelShape) -> int:
+        """The attention once more, the votes, and the products of half of the keys with the other half."""
+        block = shape.blocks[layer]
+        rest = min(tokens, stay["similarity"])
+        half = (tokens - shape.num_prefix) // 2
+        first = self.pre_iterations * block.heads * tokens**2 + half**2 * block.read_width if rest < tokens else 0
+        last = self.rounds(layer, shape.depth) * block.heads * rest**2 if stay["importance"] < rest else 0
+        return tokens**2 * block.read_width + first + last
 
     def rounds(self, layer: int, depth: int) -> int:
         """Rounds of votes in stage I of block ``layer``."""
