@@ -116,25 +116,31 @@ class LayerView:
         """[B, H, N] attention of token ``index`` (the class token: 0) to every token; only this row is computed."""
         return ops.attention_row(self.q, self.k, self.scale, index, self.bias)
 
-    def attention_received(self, weight: Tensor | None = None) -> Tensor:
-        """[B, H, N] attention that every token receives, summed over the queries with ``weight`` [B, H, N] or ones."""
-        if weight is None:
-            weight = torch.ones(self.q.shape[:3], device=self.q.device)
-        return ops.attention_received(self.q, self.k, self.scale, weight, self.bias)
+    def attention_received(self) -> Tensor:
+        """[B, H, N] attention that every token receives on average over the queries that are no padding."""
+        votes = (
+            torch.ones(self.batch, self.num_tokens, device=self.x.device) if self.valid is None else self.valid.float()
+        )
+        votes = (votes / votes.sum(dim=1, keepdim=True)).unsqueeze(1).expand(self.q.shape[:3])
+        return ops.attention_received(self.q, self.k, self.scale, votes, self.bias)
 
     def attention_matrix(self) -> Tensor:
         """[B, H, N, N] float32: the whole attention, for methods that iterate over it."""
         return ops.attention_matrix(self.q, self.k, self.scale, self.bias)
 
-    def class_attention(self) -> Tensor:
-        """[B, P] attention of the class token to the P patches, averaged over the heads.
+    def patch_attention(self) -> Tensor:
+        """[B, H, P] attention of the class token to the P patches.
 
         A model without prefix tokens has no class token: the average attention that each patch receives takes its
         place.
         """
         if self.num_prefix == 0:
-            return self.attention_received().mean(dim=1) / self.num_tokens
-        return self.attention_row(0).mean(dim=1)[:, self.num_prefix :]
+            return self.attention_received()
+        return self.attention_row(0)[:, :, self.num_prefix :]
+
+    def class_attention(self) -> Tensor:
+        """[B, P] :meth:`patch_attention`, averaged over the heads."""
+        return self.patch_attention().mean(dim=1)
 
     def prefix_index(self) -> Tensor:
         """[B, P] indices of the prefix tokens."""

@@ -67,14 +67,11 @@ class ATS(Method):
     def reduce(self, view: LayerView) -> TokenMap:
         """Sample patches by class attention times value length."""
         prefix = view.num_prefix
-        values = view.v.float().norm(dim=-1)
-        if view.num_prefix:
-            attention = view.attention_row(0)
-        else:
-            attention = view.attention_received() / view.num_tokens
+        values = view.v[:, :, prefix:].float().norm(dim=-1)
+        attention = view.patch_attention()
         if values.shape[1] != attention.shape[1]:
             values = values.repeat_interleave(attention.shape[1] // values.shape[1], dim=1)
-        score = (attention * values).sum(dim=1)[:, prefix:]
+        score = (attention * values).sum(dim=1)
         valid = None if view.valid is None else view.valid[:, prefix:]
         picked, real = sample(score, view.stay["prune"] - prefix, self.variant, valid)
         picked = picked.masked_fill(~real, -prefix) + prefix

@@ -69,10 +69,12 @@ class DiffRate(Method):
         """Prune to ``stay["prune"]`` tokens, then merge to ``stay["merge"]``."""
         importance = view.keep_padding(view.class_attention())
         order = ops.rank_descending(importance)
-        return merge_sorted(view.x, order, view.stay["prune"], view.stay["merge"], view.num_prefix)
+        return merge_sorted(view.x, order, view.stay["prune"], view.stay["merge"], view.num_prefix, view.valid)
 
 
-def merge_sorted(x: Tensor, order: Tensor, prune_to: int, merge_to: int, num_prefix: int) -> TokenMap:
+def merge_sorted(
+    x: Tensor, order: Tensor, prune_to: int, merge_to: int, num_prefix: int, valid: Tensor | None = None
+) -> TokenMap:
     """Keep the first tokens of an order, merge the next ones into them, drop the rest (arXiv 2305.17997, section 3.2).
 
     Args:
@@ -81,6 +83,7 @@ def merge_sorted(x: Tensor, order: Tensor, prune_to: int, merge_to: int, num_pre
         prune_to: tokens that pruning leaves, prefix included.
         merge_to: tokens that merging leaves, prefix included.
         num_prefix: tokens in front, which stay and take nothing in.
+        valid: [B, N] bool, false for padding, which takes nothing in either.
     """
     batch, tokens, _ = x.shape
     prefix = torch.arange(num_prefix, device=x.device).expand(batch, -1)
@@ -89,7 +92,7 @@ def merge_sorted(x: Tensor, order: Tensor, prune_to: int, merge_to: int, num_pre
     kept = torch.cat([prefix, targets], dim=1)
     if sources.shape[1] == 0:
         return TokenMap.select(kept, tokens)
-    similarity, partner = ops.best_match(take(x, sources), take(x, targets))
+    similarity, partner = ops.best_match(take(x, sources), take(x, targets), ops.both_real(valid, sources, targets))
     ones = torch.ones(batch, kept.shape[1], device=x.device)
     return TokenMap(
         kept,

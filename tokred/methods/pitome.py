@@ -152,10 +152,11 @@ def energy_matching(
     batch, tokens, _ = metric.shape
     removed = tokens - stay
     patches = metric[:, num_prefix:]
-    score = ops.gaussian_energy(patches, margin) if mode == "text" else ops.energy(patches, margin, alpha, jump)
-    if valid is not None:
-        score = score.masked_fill(~valid[:, num_prefix:], -torch.inf)
-    order = ops.rank_descending(score)
+    real = None if valid is None else valid[:, num_prefix:]
+    if mode == "text":
+        order = ops.rank_descending(ops.gaussian_energy(patches, margin, real))
+    else:
+        order = ops.rank_descending(ops.energy(patches, margin, alpha, jump, real))
     if mode == "order":
         sources, targets, protected = order[:, 0::2], order[:, 1::2], order[:, :0]
     elif mode == "text":
@@ -167,7 +168,7 @@ def energy_matching(
             order[:, 2 * removed :],
         )
     best, partner = ops.best_match(
-        take(patches, sources), take(patches, targets), _both(valid, sources, targets, num_prefix)
+        take(patches, sources), take(patches, targets), ops.both_real(real, sources, targets)
     )
     unmerged = sources[:, :0]
     if mode == "order":
@@ -178,14 +179,6 @@ def energy_matching(
     kept = torch.cat([prefix, torch.cat([protected, unmerged, targets], dim=1) + num_prefix], dim=1)
     into = partner + (stay - targets.shape[1])
     return TokenMap(kept, sources + num_prefix, into, tokens)
-
-
-def _both(valid: Tensor | None, sources: Tensor, targets: Tensor, num_prefix: int) -> Tensor | None:
-    """[B, M, N] true where both sides are real tokens."""
-    if valid is None:
-        return None
-    patches = valid[:, num_prefix:]
-    return patches.gather(1, sources).unsqueeze(2) & patches.gather(1, targets).unsqueeze(1)
 
 
 def _keeping(keep: float, shape: ModelShape) -> Schedule:

@@ -102,9 +102,7 @@ def bipartite_soft_matching(metric: Tensor, stay: int, num_prefix: int, valid: T
     first_even = num_prefix + num_prefix % 2
     first_odd = num_prefix + 1 - num_prefix % 2
     even, odd = position[first_even::2], position[first_odd::2]
-    allowed = None
-    if valid is not None:
-        allowed = valid[:, even].unsqueeze(2) & valid[:, odd].unsqueeze(1)
+    allowed = ops.both_real(valid, even.expand(batch, -1), odd.expand(batch, -1))
     score, partner = ops.best_match(metric[:, first_even::2], metric[:, first_odd::2], allowed)
     order = ops.rank_descending(score)
     removed = tokens - stay

@@ -12,7 +12,6 @@ from torch import Tensor
 from tokred import ops
 from tokred.methods.base import Method, register
 from tokred.methods.stages import Keep, check_keep, staged
-from tokred.ops.rank import first_votes
 from tokred.schedule import Schedule
 from tokred.shape import ModelShape
 from tokred.token_map import TokenMap, take
@@ -105,29 +104,44 @@ class ZeroTPrune(Method):
         """Stages I', S and I on the attention and the keys of the block."""
         prefix = view.num_prefix
         attention = view.attention_matrix()
-        cls = self.start == "cls" and prefix > 0
-        everyone = torch.arange(view.num_tokens, device=view.x.device).expand(view.batch, -1)
-        kept = everyone
+        kept = torch.arange(view.num_tokens, device=view.x.device).expand(view.batch, -1)
+        valid = view.valid
         similar = view.num_tokens - view.stay["similarity"]
         if similar > 0:
-            first = importance(attention, self.pre_iterations, cls, prefix, self.v_min, self.v_max)
+            first = self._importance(attention, self.pre_iterations, prefix, valid)
             keys = view.head_keys.transpose(1, 2).flatten(2)
-            kept = drop_similar(keys, view.keep_padding(first[:, prefix:]), similar, prefix, self.partition, view.valid)
-            rows = attention.gather(2, kept[:, None, :, None].expand(-1, attention.shape[1], -1, attention.shape[3]))
-            attention = rows.gather(3, kept[:, None, None, :].expand(-1, attention.shape[1], kept.shape[1], -1))
-            attention = attention / attention.sum(dim=-1, keepdim=True)
+            kept = drop_similar(keys, view.keep_padding(first[:, prefix:]), similar, prefix, self.partition, valid)
+            attention = among(attention, kept)
+            valid = None if valid is None else valid.gather(1, kept)
         if view.stay["importance"] < kept.shape[1]:
-            rounds = self.rounds(view.layer, view.depth)
-            score = importance(attention, rounds, cls, prefix, self.v_min, self.v_max)[:, prefix:]
-            if view.valid is not None:
-                score = score.masked_fill(~view.valid.gather(1, kept)[:, prefix:], torch.inf)
+            score = self._importance(attention, self.rounds(view.layer, view.depth), prefix, valid)[:, prefix:]
+            if valid is not None:
+                score = score.masked_fill(~valid[:, prefix:], torch.inf)
             best = ops.rank_descending(score)[:, : view.stay["importance"] - prefix].sort(dim=1).values + prefix
             kept = torch.cat([kept[:, :prefix], kept.gather(1, best)], dim=1)
         return TokenMap.select(kept, view.num_tokens)
 
+    def _importance(self, attention: Tensor, rounds: int, num_prefix: int, valid: Tensor | None) -> Tensor:
+        cls = self.start == "cls" and num_prefix > 0
+        return importance(attention, rounds, cls, num_prefix, self.v_min, self.v_max, valid)
+
+
+def among(attention: Tensor, kept: Tensor) -> Tensor:
+    """The attention [B, H, N, N] among the tokens ``kept`` [B, M], rows summing to one again: [B, H, M, M]."""
+    heads, tokens, count = attention.shape[1], attention.shape[3], kept.shape[1]
+    rows = attention.gather(2, kept[:, None, :, None].expand(-1, heads, -1, tokens))
+    square = rows.gather(3, kept[:, None, None, :].expand(-1, heads, count, -1))
+    return square / square.sum(dim=-1, keepdim=True)
+
 
 def importance(
-    attention: Tensor, rounds: int, cls: bool, num_prefix: int, v_min: float = 0.01, v_max: float = 0.7
+    attention: Tensor,
+    rounds: int,
+    cls: bool,
+    num_prefix: int,
+    v_min: float = 0.01,
+    v_max: float = 0.7,
+    valid: Tensor | None = None,
 ) -> Tensor:
     """Importance of every token: page rank per head, joined over the heads that pass the variance filter.
 
@@ -141,20 +155,23 @@ def importance(
         num_prefix: tokens in front that the filter does not look at.
         v_min: variance of the scores, scaled to mean 1, that a head must have at least.
         v_max: and at most.
+        valid: [B, N] bool, false for padding, which has no vote.
 
     Returns:
         [B, N] float32.
     """
-    batch, heads, tokens, _ = attention.shape
-    score = ops.page_rank(attention, first_votes(batch, heads, tokens, attention.device, cls), rounds)
-    used = head_filter(score, num_prefix, v_min, v_max)
+    score = ops.page_rank(attention, ops.first_votes(attention.shape[:3], cls, valid, attention.device), rounds)
+    used = head_filter(score, num_prefix, v_min, v_max, valid)
     return ((score.square() * used.unsqueeze(2)).sum(dim=1) / used.sum(dim=1, keepdim=True)).sqrt()
 
 
-def head_filter(score: Tensor, num_prefix: int, v_min: float, v_max: float) -> Tensor:
+def head_filter(score: Tensor, num_prefix: int, v_min: float, v_max: float, valid: Tensor | None = None) -> Tensor:
     """[B, H] float32, 1 for heads whose patch scores [B, H, N], scaled to mean 1, have a variance within the bounds."""
     patches = score[:, :, num_prefix:]
-    variance = (patches / patches.mean(dim=2, keepdim=True)).var(dim=2, unbiased=False)
+    real = torch.ones_like(patches) if valid is None else valid[:, None, num_prefix:].to(patches.dtype)
+    count = real.sum(dim=2, keepdim=True)
+    relative = patches / ((patches * real).sum(dim=2, keepdim=True) / count)
+    variance = ((relative - 1).square() * real).sum(dim=2) / count.squeeze(2)
     passed = (variance >= v_min) & (variance <= v_max)
     return (passed | ~passed.any(dim=1, keepdim=True)).float()
 
@@ -180,14 +197,16 @@ def drop_similar(
     Returns:
         [B, N - removed] the tokens that stay, rising.
     """
-    source, target = halves(score, partition)
-    removed = min(removed, source.shape[1])
     patches = features[:, num_prefix:]
-    allowed = None
-    if valid is not None:
-        real = valid[:, num_prefix:]
-        allowed = real.gather(1, source).unsqueeze(2) & real.gather(1, target).unsqueeze(1)
-    best, _ = ops.best_match(take(patches, source), take(patches, target), allowed)
+    removed = min(removed, patches.shape[1] // 2)
+    if valid is None:
+        source, target = halves(score, partition)
+        best, _ = ops.best_match(take(patches, source), take(patches, target))
+    else:  # every image has halves of its own length, so all are compared and the wrong pairs ruled out
+        searched = searched_half(score, valid[:, num_prefix:], partition)
+        compared = valid[:, num_prefix:] & ~searched
+        source = torch.arange(patches.shape[1], device=features.device).expand_as(score)
+        best, _ = ops.best_match(patches, patches, searched.unsqueeze(2) & compared.unsqueeze(1))
     dropped = source.gather(1, ops.rank_descending(best)[:, :removed]) + num_prefix
     gone = torch.zeros(features.shape[:2], dtype=torch.int8, device=features.device).scatter(1, dropped, 1)
     return gone.argsort(dim=1, stable=True)[:, : features.shape[1] - removed]
@@ -202,3 +221,15 @@ def halves(score: Tensor, partition: Partition) -> tuple[Tensor, Tensor]:
     if partition == "important_first":
         return order[:, :half], order[:, half:]
     return order[:, order.shape[1] - half :], order[:, : order.shape[1] - half]
+
+
+def searched_half(score: Tensor, valid: Tensor, partition: Partition) -> Tensor:
+    """[B, P] bool: the patches that :func:`halves` would search if the padding were not there."""
+    order = ops.rank_descending(score.masked_fill(~valid, torch.inf))
+    count = valid.sum(dim=1, keepdim=True)
+    rank = order.argsort(dim=1) - (order.shape[1] - count)  # among the real ones; the padding comes first
+    if partition == "alternate":
+        return (rank % 2 == 1) & (rank >= 0)
+    if partition == "important_first":
+        return (rank < count // 2) & (rank >= 0)
+    return rank >= count - count // 2

@@ -2,16 +2,18 @@
 
 from tokred.ops.attention import attention_matrix, attention_received, attention_row
 from tokred.ops.energy import energy, gaussian_energy
-from tokred.ops.match import best_match, cosine, unit
-from tokred.ops.rank import page_rank, rank_descending
+from tokred.ops.match import best_match, both_real, cosine, unit
+from tokred.ops.rank import first_votes, page_rank, rank_descending
 
 __all__ = [
     "attention_matrix",
     "attention_received",
     "attention_row",
     "best_match",
+    "both_real",
     "cosine",
     "energy",
+    "first_votes",
     "gaussian_energy",
     "page_rank",
     "rank_descending",

@@ -15,6 +15,19 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
     return unit(a) @ unit(b).transpose(-1, -2)
 
 
+def both_real(valid: Tensor | None, a: Tensor, b: Tensor) -> Tensor | None:
+    """Pairs that may meet: [B, M, N], true where the tokens ``a`` [B, M] and ``b`` [B, N] are no padding.
+
+    Args:
+        valid: [B, T] bool, false for padding; ``None`` if there is none, and then so is the result.
+        a: indices into the T tokens.
+        b: indices into the T tokens.
+    """
+    if valid is None:
+        return None
+    return valid.gather(1, a).unsqueeze(2) & valid.gather(1, b).unsqueeze(1)
+
+
 def best_match(a: Tensor, b: Tensor, allowed: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Find the most similar row of ``b`` for every row of ``a``.
 

@@ -1,5 +1,7 @@
 """Orders of tokens: deterministic sorting and Zero-TPrune's page rank."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -28,9 +30,22 @@ def page_rank(attention: Tensor, start: Tensor, iterations: int) -> Tensor:
     return score.squeeze(2)
 
 
-def first_votes(batch: int, heads: int, tokens: int, device: torch.device, cls: bool = True) -> Tensor:
-    """First votes of the page rank, summing to one: uniform, or the first token with sqrt(N) times the others."""
-    start = torch.ones(batch, heads, tokens, device=device)
+def first_votes(shape: Sequence[int], cls: bool, valid: Tensor | None, device: torch.device) -> Tensor:
+    """First votes of the page rank, summing to one.
+
+    Args:
+        shape: B, H and N.
+        cls: the first token has sqrt(N) times the votes of the others, instead of all alike.
+        valid: [B, N] bool, false for padding, which has none.
+        device: where.
+
+    Returns:
+        [B, H, N] float32.
+    """
+    votes = torch.ones(tuple(shape), device=device)
+    if valid is not None:
+        votes = votes * valid.unsqueeze(1)
     if cls:
-        start[..., 0] = tokens**0.5
-    return start / start.sum(dim=-1, keepdim=True)
+        count = shape[2] if valid is None else valid.sum(dim=1, keepdim=True)
+        votes[:, :, 0] = torch.as_tensor(count, device=device, dtype=votes.dtype).sqrt()
+    return votes / votes.sum(dim=-1, keepdim=True)
