@@ -18,9 +18,10 @@ from tokred.view import Signal
 
 @dataclass(eq=False)
 class Call:
-    """One call of one block: the state of its tokens, and what hooks caught during it."""
+    """One call of one block: the state of its tokens, and what hooks caught during it, where tokens are reduced."""
 
     state: TokenState | None
+    catching: bool = True
     caught: dict[str, Tensor] = field(default_factory=dict)
     size_bias: Tensor | None = None
 

@@ -43,34 +43,32 @@ class Reduction:
         self.trace = trace
         self.idle = False
         self.last: TokenState | None = None
-        self._plans: dict[int, Schedule] = {}
-        self.first = self._first_layer(self.plan(shape.num_tokens), shape.num_tokens)
+        self._plans = {shape.num_tokens: method.plan(shape)}
+        self.first = self._first_layer(shape.num_tokens)
 
     def plan(self, num_tokens: int) -> Schedule:
-        """The schedule for an input of ``num_tokens`` tokens."""
-        plan = self._plans.get(num_tokens)
-        if plan is None:
-            plan = self._plans[num_tokens] = self.method.plan(self.shape.with_tokens(num_tokens))
-            if self._plans and self._first_layer(plan, num_tokens) < getattr(self, "first", 0):
+        """The schedule for an input of ``num_tokens`` tokens.
+
+        Raises:
+            ScheduleMismatchError: it acts on a block that the nominal schedule left alone, so that no site is there.
+        """
+        if num_tokens not in self._plans:
+            self._plans[num_tokens] = self.method.plan(self.shape.with_tokens(num_tokens))
+            if self._first_layer(num_tokens) < self.first:
                 raise ScheduleMismatchError(
-                    f"With {num_tokens} tokens the schedule acts on an earlier layer than with the "
+                    f"With {num_tokens} tokens the schedule acts on an earlier block than with the "
                     f"{self.shape.num_tokens} it was patched for. Patch the model again for this input size."
                 )
-        return plan
-
-    def reduces(self, layer: int) -> bool:
-        """Whether tokens are removed in ``layer`` at the nominal input size."""
-        counts = (self.shape.num_tokens, *self.plan(self.shape.num_tokens).tokens(self.shape.num_tokens))
-        return counts[layer + 1] < counts[layer]
+        return self._plans[num_tokens]
 
     @property
     def name(self) -> str:
         """Class of the method, for messages."""
         return type(self.method).__name__
 
-    def _first_layer(self, plan: Schedule, num_tokens: int) -> int:
-        counts = plan.tokens(num_tokens)
-        return next((layer for layer, n in enumerate(counts) if n < num_tokens), plan.depth)
+    def _first_layer(self, num_tokens: int) -> int:
+        counts = self._plans[num_tokens].tokens(num_tokens)
+        return next((layer for layer, n in enumerate(counts) if n < num_tokens), len(counts))
 
 
 class Site:
@@ -89,7 +87,7 @@ class Site:
         hooks = []
         method = self.reduction.method
         modules = self.parts.attention_modules(self.block)
-        if method.needs - {"before"} and self.reduction.reduces(self.layer):
+        if method.needs - {"before"}:
             hooks += self.parts.reader.hooks(modules[0], method.needs)
         if self.parts.own_bias is not None:
             for attn in modules:
@@ -124,7 +122,7 @@ class Site:
         parts, block = self.parts, self.block
         arguments = self._indexed(arguments, state, x, call)
         stay = self.reduction.plan(state.num_initial).stay(self.layer)
-        reducing = min(stay.values()) < x.shape[1]
+        call.catching = reducing = min(stay.values()) < x.shape[1]
         original = type(block).forward
         if not (reducing or self.reduction.idle):
             return original(block, x, **arguments), state

@@ -91,7 +91,7 @@ def _is_differential(attn: Any) -> bool:
 
 def _catch(name: str, value: Tensor) -> None:
     call = current_call()
-    if call is not None:
+    if call is not None and call.catching:
         call.caught.setdefault(name, value)
 
 
