@@ -1,0 +1,68 @@
+"""Data sets by name or folder, the sample that ships, and how pictures become batches."""
+
+import difflib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import Dataset
+
+from tokred.data.batches import Batches
+from tokred.data.fashion_mnist import fashion_mnist
+from tokred.data.image_folder import ImageFolder, Unreadable
+from tokred.data.samples import fashion_mnist_sample
+from tokred.data.tensors import TensorImages, Transform
+from tokred.data.transforms import transform_for
+from tokred.errors import DataError
+
+__all__ = [
+    "Batches",
+    "ImageFolder",
+    "TensorImages",
+    "Transform",
+    "Unreadable",
+    "dataset_names",
+    "fashion_mnist",
+    "fashion_mnist_sample",
+    "load_dataset",
+    "transform_for",
+]
+
+_DATASETS: dict[str, Callable[[str, Transform | None], Dataset[Any]]] = {
+    "fashion-mnist": fashion_mnist,
+    "fashion-mnist-sample": fashion_mnist_sample,
+}
+
+
+def dataset_names() -> tuple[str, ...]:
+    """Return the names that :func:`load_dataset` knows."""
+    return tuple(_DATASETS)
+
+
+def load_dataset(
+    name_or_path: str | os.PathLike[str], split: str = "test", transform: Transform | None = None
+) -> Dataset[Any]:
+    """Return a data set of (picture, label): a known name, or a folder with one subfolder a class.
+
+    Args:
+        name_or_path: "fashion-mnist", "fashion-mnist-sample" (ships with tokred), or a folder. Where the folder
+            has a subfolder named ``split``, that one is read.
+        split: "train" or "test" for the named ones.
+        transform: applied to every picture; :func:`transform_for` makes a model's own.
+
+    Raises:
+        DataError: neither a known name nor a folder, or data that cannot be read.
+
+    >>> image, label = load_dataset("fashion-mnist-sample")[0]
+    >>> tuple(image.shape)
+    (1, 28, 28)
+    """
+    if isinstance(name_or_path, str) and name_or_path in _DATASETS:
+        return _DATASETS[name_or_path](split, transform)
+    path = Path(name_or_path).expanduser()
+    if path.is_dir():
+        return ImageFolder(path, transform, split=split)
+    near = difflib.get_close_matches(str(name_or_path), _DATASETS, n=1)
+    hint = f"Did you mean {near[0]!r}?" if near else f"Known names: {', '.join(_DATASETS)}."
+    raise DataError(f"{str(name_or_path)!r} is neither a known data set nor a folder. {hint}")

@@ -1,0 +1,136 @@
+"""Learn to name what a picture shows."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tokred.assets import build_model, load_model, save_model
+from tokred.data import Batches, load_dataset, transform_for
+from tokred.data.tensors import Normalize, TensorImages, augment
+from tokred.errors import ConfigError, DataError
+from tokred.evaluate.classification import top1
+from tokred.train.config import Classification
+
+Batch = tuple[Tensor, Tensor]
+
+
+class PatchPool(nn.Module):
+    """Stands in for timm's PatchDropout while training: squares of patch tokens become their means.
+
+    Rotary positions go by the first patch of each square; they are relative, so the shift of all does not matter.
+    """
+
+    def __init__(self, model: Any):
+        super().__init__()
+        self.prefix: int = model.num_prefix_tokens
+        self.grid: tuple[int, int] = model.patch_embed.grid_size
+        self.with_indices = hasattr(model, "rope")
+        self.factor = 1
+
+    def forward(self, x: Tensor) -> Any:
+        """Return the tokens [B, N, D], for models with rotary positions with the patches whose places they take."""
+        f, (H, W) = self.factor, self.grid
+        if not self.training or f == 1:
+            return (x, None) if self.with_indices else x
+        B, _, D = x.shape
+        squares = x[:, self.prefix :].view(B, H // f, f, W // f, f, D).mean((2, 4)).flatten(1, 2)
+        x = torch.cat([x[:, : self.prefix], squares], 1)
+        if not self.with_indices:
+            return x
+        first = torch.arange(H * W, device=x.device).view(H, W)[::f, ::f].flatten()
+        return x, first.expand(B, -1)
+
+
+class ClassificationTask:
+    """Cross-entropy on pictures held in memory, shifted and mirrored at random.
+
+    Stage settings:
+
+    - ``patch_pool``: in training, every square of so many by so many patch tokens becomes its mean before the first
+      block, which makes a step cheaper by about the square; evaluation sees all tokens.
+    - ``stem_only``: leave out the blocks; the mean of the embedded patches goes to the head. It warms up a
+      convolutional stem at a tenth of the cost.
+    """
+
+    def __init__(self, spec: Classification, seed: int = 0):
+        self.spec = spec
+        torch.manual_seed(seed)
+        self.model = build_model(spec.model)
+        self.pool = PatchPool(self.model)
+        self.model.patch_drop = self.pool  # both architectures call it between position embedding and first block
+        self.model.to(memory_format=torch.channels_last)  # convolutions train a quarter faster
+        if not spec.fused_attention:
+            for module in self.model.modules():
+                if hasattr(module, "fused_attn"):
+                    module.__dict__["fused_attn"] = False
+        data = load_dataset(spec.data, "train")
+        if not isinstance(data, TensorImages):
+            raise DataError(f"{spec.data}: training needs a data set held in memory, as fashion-mnist is.")
+        order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
+        train, held = order[spec.holdout :], order[: spec.holdout]
+        self.images, self.labels = data.images[train], data.labels[train]
+        self.held = TensorImages(data.images[held], data.labels[held], data.classes)
+        self.normalize = Normalize(spec.model.mean, spec.model.std)
+        self.stem_only = False
+
+    @property
+    def examples(self) -> int:
+        """Training pictures in one epoch."""
+        return len(self.images)
+
+    def begin_stage(self, settings: dict[str, Any]) -> None:
+        """Set how many patches become one, and whether the blocks take part."""
+        unknown = set(settings) - {"patch_pool", "stem_only"}
+        if unknown:
+            raise ConfigError(
+                f"classification has no stage setting {min(unknown)!r}. It has: 'patch_pool', 'stem_only'."
+            )
+        factor = int(settings.get("patch_pool", 1))
+        if factor < 1 or any(side % factor for side in self.pool.grid):
+            raise ConfigError(f"patch_pool: {factor} does not divide the grid of {self.pool.grid} patches.")
+        self.pool.factor = factor
+        self.stem_only = bool(settings.get("stem_only", False))
+
+    def batches(self, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:
+        """Yield one epoch of augmented, normalised batches."""
+        order = torch.randperm(len(self.images), generator=generator)
+        for start in range(0, len(order) - batch_size + 1, batch_size):
+            pick = order[start : start + batch_size]
+            images = augment(self.images[pick], generator, padding=self.spec.crop_padding, flip=self.spec.flip)
+            yield self.normalize(images).contiguous(memory_format=torch.channels_last), self.labels[pick]
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Return the cross-entropy with smoothed labels."""
+        images, labels = batch
+        return nn.functional.cross_entropy(
+            self._logits(self.model, images).float(), labels, label_smoothing=self.spec.label_smoothing
+        )
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Return the top-1 accuracy on the held-out training pictures."""
+        right = 0
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            for start in range(0, len(self.held), 250):
+                images = self.normalize(self.held.images[start : start + 250])
+                right += int((self._logits(model, images).argmax(-1) == self.held.labels[start : start + 250]).sum())
+        return {"held_out_top1": 100 * right / max(1, len(self.held))}
+
+    def export(self, model: nn.Module, folder: Path) -> dict[str, float]:
+        """Write the model in half precision and return the top-1 accuracy of that file on the test set."""
+        save_model(model, self.spec.model, folder)
+        finished = load_model(folder)
+        batches = Batches(load_dataset(self.spec.data, "test", transform_for(finished)), 250)
+        accuracy = top1(finished, batches)
+        record = {"test_top1": accuracy.top1, "test_correct": accuracy.correct, "test_total": accuracy.total}
+        (folder / "accuracy.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        return {"test_top1": accuracy.top1}
+
+    def _logits(self, model: Any, images: Tensor) -> Tensor:
+        if not self.stem_only:
+            return model(images)
+        pooled = model.patch_embed(images).mean(1)  # [B, D]
+        return model.head(model.fc_norm(model.norm(pooled)))

@@ -1,0 +1,78 @@
+"""What a training recipe says. A recipe is one YAML file; unknown keys are refused by name."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tokred.assets import ModelConfig, say_what_is_wrong
+from tokred.errors import ConfigError
+
+
+class _Spec(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Stage(_Spec):
+    """A stretch of training under fixed settings of the task."""
+
+    epochs: float = Field(gt=0)
+    restart: bool = Field(default=False, description="start the learning rate's warm-up and cosine anew")
+    learning_rate: float | None = Field(default=None, gt=0, description="peak of this restart, if not the loop's")
+    settings: dict[str, Any] = {}
+
+
+class LoopSpec(_Spec):
+    """What the loop needs to know about any task."""
+
+    stages: tuple[Stage, ...] = Field(min_length=1)
+    batch_size: int = Field(default=128, gt=0)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    final_learning_rate: float = Field(default=1e-6, ge=0)
+    warmup_epochs: float = Field(default=0.5, ge=0)
+    weight_decay: float = Field(default=0.05, ge=0)
+    clip_grad: float | None = 1.0
+    ema_decay: float = Field(default=0.999, ge=0, lt=1)
+    bf16: bool = True
+    seed: int = 0
+    evaluate_every: float = Field(default=1.0, gt=0, description="epochs")
+    checkpoint_every: float = Field(default=120, ge=0, description="seconds")
+
+
+class Classification(_Spec):
+    """Train a classifier on labelled pictures."""
+
+    kind: Literal["classification"]
+    data: str
+    holdout: int = Field(default=5000, ge=0, description="training pictures set aside to watch progress")
+    crop_padding: int = 2
+    flip: bool = True
+    label_smoothing: float = 0.05
+    fused_attention: bool = True
+    model: ModelConfig
+
+
+class TrainSpec(_Spec):
+    """A whole recipe: a name, what is learned, and how."""
+
+    name: str
+    task: Classification
+    loop: LoopSpec
+
+
+def load_spec(path: str | Path) -> TrainSpec:
+    """Read and check a recipe.
+
+    Raises:
+        ConfigError: no such file, no YAML, an unknown key or a wrong value; the message names it.
+    """
+    try:
+        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        return TrainSpec.model_validate(raw)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
+    except ValidationError as error:
+        raise ConfigError(
+            f"{path}: {say_what_is_wrong(error, TrainSpec, LoopSpec, Stage, Classification, ModelConfig)}"
+        ) from error
