@@ -115,16 +115,16 @@ class TokenMap:
         if self.moved.shape[1] == 0 and self.reduce == "mean":
             return kept
         kept_weight, moved_weight = self._weights(size, x.device)
-        moved = take(x, self.moved).to(torch.promote_types(x.dtype, torch.float32))
+        exact = torch.promote_types(x.dtype, torch.float32)  # sums in half precision lose small summands
+        kept, moved = kept.to(exact), take(x, self.moved).to(exact)
         trailing = (..., *[None] * (x.ndim - 2))
         into = self.into.clamp(min=0)
         if self.reduce == "sum":
-            scaled = kept * kept_weight[trailing].to(x.dtype)
-            return _add_rows_(scaled, into, (moved * moved_weight[trailing]).to(x.dtype))
+            return _add_rows_(kept * kept_weight[trailing], into, moved * moved_weight[trailing]).to(x.dtype)
         # a mean is the anchor plus the weighted distances to it: only the moved rows are touched
         share = moved_weight / _add_rows_(kept_weight.clone(), into, moved_weight).gather(1, into)
         anchor = take(x, self.kept.gather(1, into))
-        return _add_rows_(kept, into, ((moved - anchor) * share[trailing]).to(x.dtype))
+        return _add_rows_(kept, into, ((moved - anchor) * share[trailing])).to(x.dtype)
 
     def apply_size(self, size: Tensor | None = None) -> Tensor:
         """Sum the sizes [B, N] (``None``: ones) of every slot: [B, M] float32; padding slots get 0."""

@@ -1,4 +1,7 @@
-"""``pytest tests/golden --golden DIR``: run a folder of golden vectors through the checks of this repository."""
+"""``pytest tests/golden --golden DIR``: run a folder of golden vectors through the checks of this repository.
+
+The options are declared in ``tests/conftest.py``, so that they are known wherever pytest is called.
+"""
 
 from __future__ import annotations
 
@@ -11,19 +14,6 @@ from . import cases  # noqa: F401 - registers the checks
 from .case import collect
 
 _OWN = Path(__file__).parent / "vit"
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """Options that name other vectors."""
-    group = parser.getgroup("golden vectors")
-    group.addoption(
-        "--golden",
-        action="append",
-        type=Path,
-        metavar="DIR",
-        help="a folder (or file) of vectors of the format golden-v1, instead of tests/golden/vit; may be repeated",
-    )
-    group.addoption("--golden-strict", action="store_true", help="fail on vectors that no check knows")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

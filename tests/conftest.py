@@ -1,0 +1,35 @@
+"""Options of all tests: complete matrices (marked ``full``, left out by default) and other golden vectors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """What takes too long for every commit, and golden vectors of others."""
+    parser.addoption("--full", action="store_true", help="run the complete matrices too (marker 'full')")
+    golden = parser.getgroup("golden vectors")
+    golden.addoption(
+        "--golden",
+        action="append",
+        type=Path,
+        metavar="DIR",
+        help="a folder (or file) of vectors of the format golden-v1, instead of tests/golden/vit; may be repeated",
+    )
+    golden.addoption("--golden-strict", action="store_true", help="fail on vectors that no check knows")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Name the marker."""
+    config.addinivalue_line("markers", "full: part of a complete matrix; runs with --full or -m full")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the complete matrices out unless they were asked for."""
+    if config.getoption("--full") or "full" in config.getoption("-m"):
+        return
+    left_out = [item for item in items if item.get_closest_marker("full")]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if not item.get_closest_marker("full")]
