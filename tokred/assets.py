@@ -164,6 +164,7 @@ def save_model(model: nn.Module, config: ModelConfig, folder: str | os.PathLike[
         raise DataError(f"{too_large[0]} has values that half precision cannot hold. Was the training stable?")
     path = folder / "model.safetensors"
     save_file(half, path, metadata={"format": "pt", "architecture": config.architecture})
+    path.chmod(0o644)  # safetensors writes for the owner alone; a model is there to be shared
     text = json.dumps(config.model_dump(mode="json", exclude_none=True), indent=2)
     (folder / "config.json").write_text(text + "\n", encoding="utf-8")
     return path

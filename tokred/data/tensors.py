@@ -45,14 +45,14 @@ def augment(images: Tensor, generator: torch.Generator, *, padding: int = 2, fli
     Every picture gets its own shift and its own coin.
     """
     B, _, H, W = images.shape
-    if padding:
-        padded = torch.nn.functional.pad(images, (padding,) * 4)
-        top, left = torch.randint(2 * padding + 1, (2, B), generator=generator)
-        rows = (top[:, None] + torch.arange(H))[:, None, :, None]  # [B, 1, H, 1]
-        columns = (left[:, None] + torch.arange(W))[:, None, None, :]  # [B, 1, 1, W]
-        channels = torch.arange(images.shape[1])[None, :, None, None]
-        images = padded[torch.arange(B)[:, None, None, None], channels, rows, columns]
+    padded = torch.nn.functional.pad(images, (padding,) * 4)
+    # Everything is drawn, used or not, so that what a generator gives later does not hang on the settings.
+    top, left = torch.randint(2 * padding + 1, (2, B), generator=generator)
+    rows = (top[:, None] + torch.arange(H))[:, None, :, None]  # [B, 1, H, 1]
+    columns = (left[:, None] + torch.arange(W))[:, None, None, :]  # [B, 1, 1, W]
+    channels = torch.arange(images.shape[1])[None, :, None, None]
+    images = padded[torch.arange(B)[:, None, None, None], channels, rows, columns]
+    coin = torch.rand(B, generator=generator) < 0.5
     if flip:
-        coin = torch.rand(B, generator=generator) < 0.5
         images = torch.where(coin[:, None, None, None], images.flip(-1), images)
     return images

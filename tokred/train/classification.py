@@ -52,6 +52,7 @@ class ClassificationTask:
 
     - ``patch_pool``: in training, every square of so many by so many patch tokens becomes its mean before the first
       block, which makes a step cheaper by about the square; evaluation sees all tokens.
+    - ``crop_padding``, ``flip``: how pictures are shifted and mirrored, where not as in the rest of the recipe.
     - ``stem_only``: leave out the blocks; the mean of the embedded patches goes to the head. It warms up a
       convolutional stem at a tenth of the cost.
     """
@@ -76,6 +77,7 @@ class ClassificationTask:
         self.held = TensorImages(data.images[held], data.labels[held], data.classes)
         self.normalize = Normalize(spec.model.mean, spec.model.std)
         self.stem_only = False
+        self.crop_padding, self.flip = spec.crop_padding, spec.flip
 
     @property
     def examples(self) -> int:
@@ -83,16 +85,17 @@ class ClassificationTask:
         return len(self.images)
 
     def begin_stage(self, settings: dict[str, Any]) -> None:
-        """Set how many patches become one, and whether the blocks take part."""
-        unknown = set(settings) - {"patch_pool", "stem_only"}
-        if unknown:
-            raise ConfigError(
-                f"classification has no stage setting {min(unknown)!r}. It has: 'patch_pool', 'stem_only'."
-            )
+        """Set what the stage changes; what it does not name goes back to the recipe."""
+        known = ("patch_pool", "crop_padding", "flip", "stem_only")
+        for name in settings:
+            if name not in known:
+                raise ConfigError(f"classification has no stage setting {name!r}. It has: {', '.join(known)}.")
         factor = int(settings.get("patch_pool", 1))
         if factor < 1 or any(side % factor for side in self.pool.grid):
             raise ConfigError(f"patch_pool: {factor} does not divide the grid of {self.pool.grid} patches.")
         self.pool.factor = factor
+        self.crop_padding = int(settings.get("crop_padding", self.spec.crop_padding))
+        self.flip = bool(settings.get("flip", self.spec.flip))
         self.stem_only = bool(settings.get("stem_only", False))
 
     def batches(self, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:
@@ -100,7 +103,7 @@ class ClassificationTask:
         order = torch.randperm(len(self.images), generator=generator)
         for start in range(0, len(order) - batch_size + 1, batch_size):
             pick = order[start : start + batch_size]
-            images = augment(self.images[pick], generator, padding=self.spec.crop_padding, flip=self.spec.flip)
+            images = augment(self.images[pick], generator, padding=self.crop_padding, flip=self.flip)
             yield self.normalize(images).contiguous(memory_format=torch.channels_last), self.labels[pick]
 
     def loss(self, batch: Batch) -> Tensor:

@@ -77,7 +77,8 @@ def train_model(
     """Train ``task.model`` and return the running average of its weights, in eval mode.
 
     AdamW with a linear warm-up and a cosine over the stages. A checkpoint is written to ``folder`` every
-    ``spec.checkpoint_every`` seconds, at every evaluation, and when the run is interrupted.
+    ``spec.checkpoint_every`` seconds, at every evaluation (before each restart and at the end, too), and when the run
+    is interrupted.
 
     Args:
         resume: go on from the checkpoint in ``folder``; without one, start anew.
@@ -98,6 +99,7 @@ def train_model(
         state.load(folder)
     evaluations = int(ends[-1] / per_epoch / spec.evaluate_every)
     evaluate_at = {ends[-1], *(round(k * spec.evaluate_every * per_epoch) for k in range(1, evaluations + 1))}
+    evaluate_at.update(end for end, after in zip(ends, spec.stages[1:], strict=False) if after.restart)
     saved_at = started_at = time.monotonic()
     seen = 0
     stage = None
@@ -105,14 +107,16 @@ def train_model(
         while state.step < ends[-1]:
             epoch, skip = divmod(state.step, per_epoch)
             generator = torch.Generator().manual_seed(spec.seed * 100_003 + epoch)
-            for index, batch in enumerate(task.batches(spec.batch_size, generator)):
-                if index < skip:  # a resumed epoch: the same batches, those already seen passed over
-                    continue
+            batches = iter(task.batches(spec.batch_size, generator))
+            for _ in range(skip):  # a resumed epoch: the same batches, those already seen passed over
+                next(batches)
+            for _ in range(skip, per_epoch):
                 current = next(i for i, end in enumerate(ends) if state.step < end)
                 if current != stage:
                     stage = current
                     task.begin_stage(spec.stages[stage].settings)
                     started_at, seen = time.monotonic(), 0
+                batch = next(batches)
                 task.model.train()
                 rate = learning_rate(spec, state.step, per_epoch)
                 loss = state.update(task, batch, rate)
