@@ -1,0 +1,146 @@
+"""Speed of a patched model beside the unpatched one, for a few strengths of ToMe."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tokred.bench.explain import Explanation, explain
+from tokred.bench.machine import device_name, require_device, threads, versions
+from tokred.errors import ConfigError, DataError
+from tokred.methods import ToMe
+
+
+@dataclass(frozen=True)
+class SpeedBench:
+    """What is timed. The defaults are those of the project's speed targets.
+
+    Attributes:
+        model: a timm name; the weights are random, which changes nothing about the time.
+        rs: the strengths of ToMe.
+        batch_size: images a batch.
+        num_threads: CPU threads.
+        rounds: pairs of timed forward passes for every strength.
+        device: where.
+        dtype: float32, bfloat16 or float16.
+    """
+
+    model: str = "vit_small_patch16_224"
+    rs: tuple[int, ...] = (0, 8, 13, 16)
+    batch_size: int = 16
+    num_threads: int = 2
+    rounds: int = 20
+    device: str = "cpu"
+    dtype: str = "float32"
+
+
+def run_bench(bench: SpeedBench, report: Callable[[Explanation], None] | None = None) -> dict[str, Any]:
+    """Measure and return a record that JSON can hold: the machine, the settings, one entry for every strength.
+
+    Args:
+        bench: what to time.
+        report: called with every strength that is done.
+    """
+    device = require_device(bench.device)
+    model = _build(bench.model).to(device, getattr(torch, bench.dtype))
+    entries = []
+    with threads(bench.num_threads) as number:
+        for r in bench.rs:
+            found = explain(model, ToMe(r=r), batch_size=bench.batch_size, rounds=bench.rounds, max_seconds=None)
+            entries.append(_entry(r, found))
+            if report is not None:
+                report(found)
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "device": device_name(device),
+        "threads": number,
+        "versions": versions(),
+        "model": bench.model,
+        "batch_size": bench.batch_size,
+        "dtype": bench.dtype,
+        "rounds": bench.rounds,
+        "method": "tome",
+        "results": entries,
+    }
+
+
+def markdown(record: dict[str, Any]) -> str:
+    """The record of :func:`run_bench` as a page."""
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    lines = [
+        f"# Speed of {record['model']} with ToMe",
+        "",
+        f"{record['device']}, {record['threads']} threads, {record['dtype']}, batch size {record['batch_size']}; "
+        f"{versions}; {record['date']}.",
+        "",
+        f"Unpatched and patched model ran in turn, {record['rounds']} pairs for every r; the table gives the median of "
+        "the ratios and, in brackets, their quartiles. Ideal is the ratio of the MACs without those of the matching.",
+        "",
+        "| r | tokens at the end | GMACs | ideal | measured | measured / ideal | images/s before | images/s after |",
+        "|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for entry in record["results"]:
+        lines.append(
+            f"| {entry['r']} | {entry['tokens']} | {entry['gmacs']:.2f} | {entry['ideal']:.2f} "
+            f"| {entry['measured']:.3f} ({entry['low']:.3f} to {entry['high']:.3f}) "
+            f"| {entry['measured_over_ideal']:.3f} "
+            f"| {entry['images_per_second_unpatched']:.1f} | {entry['images_per_second']:.1f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def save(record: dict[str, Any], path: str | Path) -> tuple[Path, Path]:
+    """Write the record as JSON at ``path`` and as a page beside it; returns both paths.
+
+    Raises:
+        ConfigError: the path does not end in .json.
+        DataError: the files cannot be written.
+    """
+    path = Path(path)
+    if path.suffix != ".json":
+        raise ConfigError(f"{path}: the result is JSON; give a path that ends in .json. The page is written beside it.")
+    page = path.with_suffix(".md")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(record, indent=1) + "\n")
+        page.write_text(markdown(record))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror}).") from error
+    return path, page
+
+
+def _entry(r: int, found: Explanation) -> dict[str, Any]:
+    if found.measured is None:
+        raise ValueError("Nothing was measured.")
+    pairs = found.measured
+    low, high = pairs.quartiles
+    return {
+        "r": r,
+        "tokens": found.after.tokens_per_layer[-1],
+        "gmacs": found.after.gmacs,
+        "ideal": found.ideal,
+        "measured": pairs.ratio,
+        "low": low,
+        "high": high,
+        "measured_over_ideal": pairs.ratio / found.ideal,
+        "images_per_second_unpatched": found.batch_size / pairs.base.median,
+        "images_per_second": found.batch_size / pairs.other.median,
+        "seconds_unpatched": list(pairs.base.seconds),
+        "seconds": list(pairs.other.seconds),
+    }
+
+
+def _build(name: str) -> torch.nn.Module:
+    import timm
+
+    if not timm.is_model(name):
+        near: Sequence[str] = timm.list_models(f"{name.split('_')[0]}*")[:5]
+        raise ConfigError(f"timm has no model {name!r}. Near: {', '.join(near) or 'none'}.")
+    torch.manual_seed(0)
+    return timm.create_model(name, pretrained=False).eval()

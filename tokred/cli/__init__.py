@@ -1,0 +1,65 @@
+"""The command ``tokred``: one file a command group. Errors of tokred end it with one sentence and the exit code 2."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from tokred import __version__
+from tokred.cli.bench import bench
+from tokred.cli.console import errors, output
+from tokred.cli.explain import explain
+from tokred.cli.knobs import free_options
+from tokred.cli.listing import methods, models, schedules
+from tokred.cli.sweep import plot, sweep
+from tokred.errors import TokredError
+
+app = typer.Typer(
+    name="tokred",
+    help="Token reduction for vision transformers: explain it, sweep it, plot it.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: bool = typer.Option(False, "--version", help="Print the version and stop.")) -> None:
+    if version:
+        output().print(f"tokred {__version__}", highlight=False)
+        raise typer.Exit
+
+
+for command in (explain, sweep, plot, bench, methods, models, schedules):
+    app.command()(command)
+if importlib.util.find_spec("tokred.cli.train") is not None:
+    app.command()(importlib.import_module("tokred.cli.train").train)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code.
+
+    Args:
+        arguments: instead of those of the process.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        app(free_options(given), prog_name="tokred")
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except TokredError as error:
+        errors().print(f"[bold red]tokred:[/] {_plain(error)}", highlight=False, soft_wrap=True)
+        return 2
+    except KeyboardInterrupt:
+        errors().print("Stopped.")
+        return 130
+    return 0
+
+
+def _plain(error: TokredError) -> str:
+    """The message, with nothing in it taken for markup."""
+    return str(error).replace("[", r"\[")

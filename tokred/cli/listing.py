@@ -1,0 +1,69 @@
+"""``tokred methods``, ``tokred models``, ``tokred schedules``: what there is."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+from rich.table import Table
+
+from tokred.assets import list_models, read_config
+from tokred.cli.console import output
+from tokred.folders import shipped_folder
+from tokred.methods import Method
+from tokred.methods import methods as registered
+from tokred.schedule import Schedule
+
+_SHARED_KNOBS = [field.name for field in fields(Method)]
+
+
+def methods() -> None:
+    """List the methods with their knobs."""
+    table = Table("method", "class", "paper", "site", "needs", "knobs and their defaults")
+    for name, method in registered().items():
+        knobs = [f"{field.name}={field.default!r}" for field in fields(method) if field.name not in _SHARED_KNOBS]
+        needs = "learned rates" if method.learned else "no training"
+        table.add_row(name, method.__name__, method.paper or "baseline", method.site, needs, ", ".join(knobs))
+    console = output()
+    console.print(table, highlight=False)
+    console.print(f"Every method also takes {' and '.join(_SHARED_KNOBS)} (one of them).", highlight=False)
+
+
+def models() -> None:
+    """List the models that ship with tokred."""
+    table = Table("model", "architecture", "input", "blocks", "width", "classes", "data", "size")
+    for name in list_models():
+        folder = shipped_folder("models") / name
+        config = read_config(folder / "config.json")
+        args, weights = config.args, folder / "model.safetensors"
+        side = args.get("img_size", 224)
+        height, width = side if isinstance(side, list | tuple) else (side, side)
+        table.add_row(
+            name,
+            config.architecture,
+            f"{args.get('in_chans', 3)} x {height} x {width}",
+            str(args.get("depth", "")),
+            str(args.get("embed_dim", "")),
+            str(len(config.classes) or args.get("num_classes", "")),
+            config.data or "",
+            f"{weights.stat().st_size / 1e6:.1f} MB" if weights.is_file() else "no weights",
+        )
+    console = output()
+    console.print(table, highlight=False)
+    console.print(
+        "Any plain ViT of timm works by its name, and so does a folder with config.json and model.safetensors."
+    )
+
+
+def schedules() -> None:
+    """List the schedules that ship with tokred: published and learned token counts."""
+    table = Table("schedule", "made for", "blocks", "tracks", "tokens at the end", "source")
+    for path in sorted(shipped_folder("configs/schedules").glob("*.yaml")):
+        schedule = Schedule.load(path)
+        last = schedule.tokens(schedule.num_tokens or 10**9)[-1]
+        row = (path.stem, schedule.model, str(schedule.depth), ", ".join(schedule.tracks), str(last), schedule.source)
+        table.add_row(*row)
+    console = output()
+    console.print(table, highlight=False)
+    console.print(
+        "Use one by its name, such as: tokred explain MODEL --method diffrate --schedule NAME", highlight=False
+    )

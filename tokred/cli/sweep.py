@@ -1,0 +1,134 @@
+"""``tokred sweep`` and ``tokred plot``: the main job."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tokred.cli.console import errors, output, progress_bar
+from tokred.cli.knobs import parse_knobs
+from tokred.cli.tables import planned_table, print_complaints, result_tables
+from tokred.errors import ConfigError
+from tokred.methods import methods
+from tokred.sweep import (
+    AXES,
+    Document,
+    Progress,
+    SweepSpec,
+    load_document,
+    parse_spec,
+    plot_results,
+    preview,
+    run_sweep,
+)
+
+_DEFAULT_BUDGETS = ["80%", "65%", "50%"]
+
+
+def sweep(
+    config: Annotated[str | None, typer.Argument(help="A YAML file, or a shipped sweep such as 'quickstart'.")] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(help="Shipped model, timm name or folder; may be repeated.")
+    ] = None,
+    data: Annotated[
+        list[str] | None, typer.Option(help="Data set, or folder of class folders; may be repeated.")
+    ] = None,
+    method: Annotated[list[str] | None, typer.Option(help="Method; may be repeated. Left out: all of them.")] = None,
+    knob: Annotated[
+        list[str] | None, typer.Option(help="name=value; given several times, each value is tried.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Part of the data.")] = None,
+    images: Annotated[int | None, typer.Option(help="How many images.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images a batch.")] = None,
+    rounds: Annotated[int | None, typer.Option(help="Timed pairs of forward passes a point.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that read images.")] = None,
+    num_threads: Annotated[int | None, typer.Option("--threads", help="CPU threads.")] = None,
+    device: Annotated[str | None, typer.Option(help="Where to run.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the results. Left out: runs/<name of the sweep>.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Keep what is finished, measure the rest.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the points and their cost, and stop.")] = False,
+) -> None:
+    """Measure accuracy, speed, memory and MACs of methods on models and images. Options override the file."""
+    given = {
+        "models": model, "data": data, "split": split, "images": images, "batch_size": batch_size, "rounds": rounds,
+        "workers": workers, "threads": num_threads, "device": device, "dtype": dtype,
+    }  # fmt: skip
+    spec = parse_spec(_document(config, given, method or [], knob or []))
+    folder = out or Path("runs") / (Path(config).stem if config else Path(spec.models[0]).name)
+    if dry_run:
+        output().print(planned_table(preview(spec)), highlight=False)
+        return
+    rows = _run(spec, folder, resume)
+    console = output()
+    for table in result_tables(rows):
+        console.print(table, highlight=False)
+    failed = print_complaints(console, rows)
+    outcome = f"{len(rows) - failed} of {len(rows)} points are in {folder}"
+    advice = f"Draw them: tokred plot {folder} --x speedup --y top1" if failed < len(rows) else "All failed."
+    console.print(f"{outcome}. {advice}", highlight=False, soft_wrap=True)
+    if failed == len(rows):
+        raise typer.Exit(1)
+
+
+def plot(
+    folder: Annotated[Path, typer.Argument(help="Where a sweep put its results.")],
+    x: Annotated[str, typer.Option(help=f"One of {', '.join(AXES)}.")] = "speedup",
+    y: Annotated[str, typer.Option(help="Likewise.")] = "top1",
+    out: Annotated[Path | None, typer.Option(help="Where to write, without ending. Left out: in the folder.")] = None,
+) -> None:
+    """Draw the results of a sweep with their Pareto front, as a picture (PNG) and as a page (HTML)."""
+    for path in plot_results(folder, x, y, out):
+        output().print(str(path), highlight=False, soft_wrap=True)
+
+
+def _document(config: str | None, given: dict[str, Any], names: Sequence[str], knobs: Sequence[str]) -> Document:
+    """The file with the options over it, or the options alone."""
+    values = {key: value for key, value in given.items() if value is not None}
+    written = {name: v[0] if len(v) == 1 else {"grid": v} for name, v in parse_knobs(knobs).items()}
+    if config is None and not ("models" in values and "data" in values):
+        raise ConfigError("Give a sweep file (such as: tokred sweep quickstart), or both --model and --data.")
+    if written and not names:
+        raise ConfigError("A --knob belongs to a method; name it with --method.")
+    if names:
+        values["methods"] = [{"method": name, **written} for name in names]
+    elif config is None:
+        # DiffRate's rates are learned, but a budget gives it a straight line that needs none.
+        free = [name for name, method in methods().items() if not method.learned or name == "diffrate"]
+        values["methods"] = [{"method": name, "budget": {"grid": _DEFAULT_BUDGETS}} for name in free]
+    if config is None:
+        return Document(values)
+    document = load_document(config)
+    if not values:
+        return document
+    if not isinstance(document.content, dict):
+        return document
+    lines = {place: line for place, line in document.lines.items() if place[0] not in values}
+    return Document({**document.content, **values}, document.name, lines)
+
+
+def _run(spec: SweepSpec, folder: Path, resume: bool) -> list[dict[str, Any]]:
+    finished: set[str] = set()
+    with progress_bar() as bar:
+        task = bar.add_task("", total=len(spec.points()))
+
+        def report(now: Progress) -> None:
+            if now.row is not None and now.row["status"] == "finished":
+                finished.add(now.point.key)
+            bar.update(task, completed=now.index + now.share, description=str(now.point))
+
+        try:
+            return run_sweep(spec, folder, resume=resume, report=report)
+        except KeyboardInterrupt:
+            bar.stop()
+            errors().print(
+                f"Stopped. {len(finished)} of {len(spec.points())} points are finished and kept in {folder}; "
+                "the same command with --resume goes on.",
+                highlight=False, soft_wrap=True,
+            )  # fmt: skip
+            raise typer.Exit(130) from None

@@ -1,0 +1,61 @@
+"""``tokred train``: run a training recipe."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+def train(
+    config: Annotated[Path, typer.Argument(help="The recipe, for example configs/train/vit_fmnist.yaml.")],
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for checkpoints and the finished model. Default: runs/train/<name>.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the folder.")] = False,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: torch's choice.")] = None,
+) -> None:
+    """Train a model from a recipe, then measure the exported file on the test set.
+
+    Ctrl-C keeps a checkpoint; --resume goes on from it.
+    """
+    import torch
+
+    from tokred.train.config import load_spec
+    from tokred.train.loop import Step, train_model
+    from tokred.train.tasks import build_task
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    spec = load_spec(config)
+    folder = output if output is not None else Path("runs/train") / spec.name
+    task = build_task(spec)
+    console = Console()
+    progress = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[state]}"),
+        console=console,
+    )
+    with progress:
+        bar = progress.add_task(spec.name, total=None, state="")
+
+        def report(step: Step) -> None:
+            measured = "  ".join(f"{name} {value:.2f}" for name, value in step.metrics.items())
+            state = f"loss {step.loss:.3f}  {step.images_per_second:.0f} img/s  {measured}"
+            progress.update(bar, completed=step.number, total=step.total, state=state)
+
+        try:
+            model = train_model(task, spec.loop, folder, resume=resume, report=report)
+        except KeyboardInterrupt:
+            progress.stop()
+            console.print(f"Stopped. The checkpoint is in {folder}; go on with: tokred train {config} --resume")
+            raise typer.Exit(130) from None
+    console.print(f"Measuring the exported file in {folder / 'model'} on the test set ...")
+    for name, value in task.export(model, folder / "model").items():
+        console.print(f"{name}: {value:.2f}")

@@ -1,0 +1,29 @@
+"""Sweeps: methods and schedules on models and images, measured, stored, and drawn."""
+
+from tokred.sweep.axes import AXES, pareto_front
+from tokred.sweep.plot import plot_results
+from tokred.sweep.point import UNPATCHED, Point
+from tokred.sweep.run import Progress, preview, run_sweep
+from tokred.sweep.spec import MethodGrid, SweepSpec, load_document, load_spec, parse_spec
+from tokred.sweep.store import StorageError, Store, read_results
+from tokred.sweep.yaml import Document
+
+__all__ = [
+    "AXES",
+    "UNPATCHED",
+    "Document",
+    "MethodGrid",
+    "Point",
+    "Progress",
+    "StorageError",
+    "Store",
+    "SweepSpec",
+    "load_document",
+    "load_spec",
+    "pareto_front",
+    "parse_spec",
+    "plot_results",
+    "preview",
+    "read_results",
+    "run_sweep",
+]

@@ -1,0 +1,67 @@
+"""What can stand on an axis, and which points no other point beats."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from tokred.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A column of the results.
+
+    Attributes:
+        column: its name.
+        title: for people.
+        more_is_better: which way is better.
+    """
+
+    column: str
+    title: str
+    more_is_better: bool
+
+
+_AXES = (
+    Axis("top1", "top-1 accuracy (%)", True),
+    Axis("agreement", "agreement with the unpatched model (%)", True),
+    Axis("speedup", "speed-up over the unpatched model", True),
+    Axis("ideal_speedup", "ratio of MACs to the unpatched model", True),
+    Axis("images_per_second", "images per second", True),
+    Axis("latency_p50_ms", "median time of a batch (ms)", False),
+    Axis("latency_p95_ms", "95th percentile of the time of a batch (ms)", False),
+    Axis("peak_memory_mb", "peak activation memory (MB)", False),
+    Axis("gmacs", "GMACs per image", False),
+    Axis("mean_tokens", "tokens per block, mean", False),
+)
+AXES = {axis.column: axis for axis in _AXES}
+
+
+def axis(column: str) -> Axis:
+    """The axis of that name.
+
+    Raises:
+        ConfigError: there is none; the message gives the nearest.
+    """
+    if column not in AXES:
+        near = get_close_matches(column, AXES, n=1, cutoff=0)[0]
+        raise ConfigError(f"No axis {column!r}; did you mean {near!r}? There are: {', '.join(AXES)}.")
+    return AXES[column]
+
+
+def pareto_front(rows: Sequence[dict[str, Any]], x: Axis, y: Axis) -> list[dict[str, Any]]:
+    """The rows that no other row beats on one axis without losing on the other, from the best x to the best y.
+
+    >>> rows = [{"gmacs": 1, "top1": 80}, {"gmacs": 2, "top1": 90}, {"gmacs": 2.5, "top1": 85}]
+    >>> [row["top1"] for row in pareto_front(rows, AXES["gmacs"], AXES["top1"])]
+    [80, 90]
+    """
+    sign_x, sign_y = (1 if a.more_is_better else -1 for a in (x, y))
+    front: list[dict[str, Any]] = []
+    for row in sorted(rows, key=lambda row: (-sign_x * row[x.column], -sign_y * row[y.column])):
+        if not front or sign_y * row[y.column] > sign_y * front[-1][y.column]:
+            front.append(row)
+    return front

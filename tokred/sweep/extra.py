@@ -1,0 +1,23 @@
+"""Packages that only sweeps need, imported where they are used."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from tokred.errors import TokredError
+
+
+def need(module: str) -> Any:
+    """Import a module of the extra ``sweep``.
+
+    Raises:
+        TokredError: it is not installed; the message says what to type.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = module.partition(".")[0]
+        raise TokredError(
+            f"Sweeps need {package}, which is not installed ({error}). Type: pip install 'tokred[sweep]'"
+        ) from error

@@ -1,0 +1,111 @@
+"""Measure one point."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tokred.bench.explain import ideal_speedup
+from tokred.bench.memory import memory_measure, peak_memory
+from tokred.bench.timing import Comparison, compare
+from tokred.cost import Cost, cost
+from tokred.errors import DataError
+from tokred.methods import Method
+from tokred.patching import patch
+from tokred.schedule import Schedule
+from tokred.sweep.point import Point
+from tokred.sweep.subject import Predictions, Subject
+
+_SHARE_OF_TIMING = 0.4  # of a point's progress
+
+
+def measure(point: Point, subject: Subject, report: Callable[[float], None] = lambda share: None) -> dict[str, Any]:
+    """Everything that is measured about a point, as columns of the results.
+
+    Args:
+        point: what to measure.
+        subject: its model and images; the model is left unpatched.
+        report: called with the share that is done.
+    """
+    method = point.build()
+    unpatched = subject.classes  # first, so that a model that is broken by itself is not blamed on the patch
+    plain, images = subject.model, subject.first
+    patched = copy.deepcopy(plain)
+    handle = None if method is None else patch(patched, method)
+    reached = (
+        subject.reference if method is None else subject.predict(patched, lambda s: report(s * (1 - _SHARE_OF_TIMING)))
+    )
+    with torch.inference_mode():
+        pairs = compare(
+            lambda: plain(images),
+            lambda: patched(images),
+            rounds=point.settings.rounds,
+            device=subject.device,
+            report=lambda share: report(1 - _SHARE_OF_TIMING * (1 - share)),
+        )
+        memory = subject.memory if method is None else peak_memory(lambda: patched(images), subject.device)
+    if handle is not None:
+        handle.remove()
+    before = cost(subject.tower.shape)
+    after = before if method is None else _cost(method, subject, patched, images)
+    return {
+        "note": subject.note,
+        "adapter": subject.tower.family,
+        **_quality(reached, unpatched),
+        "top1": None if subject.note else reached.top1,
+        **_speed(pairs, len(images), is_reference=method is None),
+        "peak_memory_mb": memory / 1e6,
+        "peak_memory_mb_unpatched": subject.memory / 1e6,
+        "memory_measure": memory_measure(subject.device),
+        "gmacs": after.gmacs,
+        "gmacs_unpatched": before.gmacs,
+        "ideal_speedup": ideal_speedup(before, after),
+        "mean_tokens": after.mean_tokens,
+        "tokens_per_layer": list(after.tokens_per_layer),
+        "predictions": reached.predicted.tolist() if method is None else None,
+    }
+
+
+def _quality(reached: Predictions, unpatched: Tensor) -> dict[str, Any]:
+    if len(reached.predicted) != len(unpatched):
+        raise DataError(
+            f"{len(reached.predicted)} images were read, but the unpatched model saw {len(unpatched)}; "
+            "the data has changed since. Measure everything again, without --resume."
+        )
+    return {
+        "images": len(reached.labels),
+        "skipped": len(reached.skipped),
+        "skipped_files": list(reached.skipped),
+        "agreement": 100 * (reached.predicted == unpatched).double().mean().item(),
+    }
+
+
+def _speed(pairs: Comparison, batch: int, *, is_reference: bool) -> dict[str, float]:
+    """The unpatched model against itself is 1 by definition; its quartiles show the noise."""
+    low, high = pairs.quartiles
+    return {
+        "speedup": 1.0 if is_reference else pairs.ratio,
+        "speedup_low": low,
+        "speedup_high": high,
+        "images_per_second": batch / pairs.other.median,
+        "images_per_second_unpatched": batch / pairs.base.median,
+        "latency_p50_ms": 1e3 * pairs.other.median,
+        "latency_p95_ms": 1e3 * pairs.other.quantile(0.95),
+        "latency_p50_ms_unpatched": 1e3 * pairs.base.median,
+        "latency_p95_ms_unpatched": 1e3 * pairs.base.quantile(0.95),
+    }
+
+
+def _cost(method: Method, subject: Subject, model: nn.Module, images: Tensor) -> Cost:
+    """Cost of the schedule; for a method that decides for every image, of the tokens that the timed batch had."""
+    shape = subject.tower.shape
+    if not method.adaptive:
+        return method.cost(shape)
+    with patch(model, method, trace=True, verify=False) as handle, torch.inference_mode():
+        model(images)
+        tokens = tuple(handle.trace.tokens_per_layer)
+    return method.cost(shape, Schedule(dict.fromkeys(method.tracks, tokens)))

@@ -1,0 +1,90 @@
+"""What a plot shows, before it is drawn: one panel a model and data set, one look a method."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from tokred.errors import DataError
+from tokred.sweep.axes import Axis, pareto_front
+from tokred.sweep.point import UNPATCHED
+
+# Okabe and Ito's colours, which colour-blind people tell apart; the marker says it a second time.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#6A3D9A")
+# The same markers by the names of matplotlib and of plotly.
+_MARKERS = (
+    ("o", "circle"),
+    ("s", "square"),
+    ("^", "triangle-up"),
+    ("D", "diamond"),
+    ("v", "triangle-down"),
+    ("P", "cross"),
+    ("X", "x"),
+    ("p", "pentagon"),
+    ("h", "hexagon"),
+)
+COLUMNS_OF_PANELS = 3
+
+
+@dataclass(frozen=True)
+class Look:
+    """How the points of one method are drawn: its colour, and its marker for matplotlib and for plotly."""
+
+    colour: str
+    marker: str
+    symbol: str
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One model on one data set.
+
+    Attributes:
+        title: for people.
+        curves: the points of every method, from left to right.
+        unpatched: the unpatched model, if it was measured.
+        front: the points that no other beats.
+    """
+
+    title: str
+    curves: dict[str, list[dict[str, Any]]]
+    unpatched: dict[str, Any] | None
+    front: list[dict[str, Any]]
+
+    def on_front(self, row: dict[str, Any]) -> bool:
+        """Whether no other point beats this one."""
+        return any(row["key"] == best["key"] for best in self.front)
+
+
+def make_panels(rows: Sequence[dict[str, Any]], x: Axis, y: Axis) -> list[Panel]:
+    """One panel for every model and data set that has points with both values.
+
+    Raises:
+        DataError: no point has them.
+    """
+    usable = [row for row in rows if row[x.column] is not None and row[y.column] is not None]
+    if not usable:
+        notes = sorted({row["note"] or row["error"] for row in rows} - {None})
+        raise DataError(f"No result has both {x.column} and {y.column}. {' '.join(notes[:2])}".rstrip())
+    panels = []
+    for (model, data), group in groupby(sorted(usable, key=_place), key=_place):
+        members = sorted(group, key=lambda row: (row["method"] != UNPATCHED, row["method"], row[x.column]))
+        curves = {method: list(curve) for method, curve in groupby(members, key=lambda row: row["method"])}
+        unpatched = curves.get(UNPATCHED, [None])[0]
+        panels.append(Panel(f"{model} on {data}", curves, unpatched, pareto_front(members, x, y)))
+    return panels
+
+
+def choose_looks(rows: Sequence[dict[str, Any]]) -> dict[str, Look]:
+    """One colour and one marker a method; no two methods share both, up to 72."""
+    looks = {UNPATCHED: Look("#000000", "*", "star")}
+    for index, method in enumerate(sorted({row["method"] for row in rows} - {UNPATCHED})):
+        marker, symbol = _MARKERS[index % len(_MARKERS)]
+        looks[method] = Look(_COLOURS[index % len(_COLOURS)], marker, symbol)
+    return looks
+
+
+def _place(row: dict[str, Any]) -> tuple[str, str]:
+    return row["model"], row["data"]

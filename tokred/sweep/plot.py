@@ -1,0 +1,44 @@
+"""Pareto plots of a sweep: a picture (PNG) and a page (HTML)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tokred.sweep.axes import axis
+from tokred.sweep.page import draw_page
+from tokred.sweep.panels import choose_looks, make_panels
+from tokred.sweep.picture import draw_picture
+from tokred.sweep.store import StorageError, read_results
+
+
+def plot_results(
+    folder: str | Path, x: str = "speedup", y: str = "top1", out: str | Path | None = None
+) -> tuple[Path, Path]:
+    """Draw the results of a sweep; return the paths of the PNG and of the HTML page.
+
+    Args:
+        folder: where the results are.
+        x: column for the horizontal axis, see :data:`tokred.sweep.AXES`.
+        y: column for the vertical axis.
+        out: path of the picture without its ending; by default ``pareto_<x>_<y>`` in ``folder``.
+
+    Raises:
+        ConfigError: no such column.
+        DataError: no results, or none that have both columns.
+        StorageError: the files cannot be written.
+    """
+    axes = axis(x), axis(y)
+    rows = read_results(folder).to_dicts()
+    panels = make_panels(rows, *axes)
+    looks = choose_looks([row for panel in panels for curve in panel.curves.values() for row in curve])
+    base = Path(out) if out is not None else Path(folder) / f"pareto_{x}_{y}"
+    if base.suffix in (".png", ".html"):
+        base = base.with_suffix("")
+    png, html = base.with_name(base.name + ".png"), base.with_name(base.name + ".html")
+    try:
+        base.parent.mkdir(parents=True, exist_ok=True)
+        draw_picture(png, panels, looks, *axes)
+        html.write_text(draw_page(panels, looks, *axes), encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"{base}: the plot cannot be written ({error.strerror}).") from error
+    return png, html

@@ -1,0 +1,76 @@
+"""One point of a sweep, and the key that its result is stored under."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from tokred.methods import Method, create_method
+
+UNPATCHED = "unpatched"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is the same for all points of a sweep; see :class:`tokred.sweep.SweepSpec`."""
+
+    split: str
+    images: int | None
+    batch_size: int
+    rounds: int
+    threads: int
+    device: str
+    dtype: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Point:
+    """One model, one data set, one method with its knobs; ``method=None`` is the unpatched model."""
+
+    model: str
+    data: str
+    method: str | None
+    knobs: Mapping[str, Any]
+    settings: Settings = field(repr=False)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Everything that decides about the result, as plain data."""
+        return {
+            "model": self.model,
+            "data": self.data,
+            "method": self.method or UNPATCHED,
+            "knobs": dict(self.knobs),
+            **asdict(self.settings),
+        }
+
+    @property
+    def config_json(self) -> str:
+        """The configuration in one canonical line."""
+        return json.dumps(self.config, sort_keys=True, default=str)
+
+    @property
+    def key(self) -> str:
+        """A hash of the whole configuration."""
+        return hashlib.sha256(self.config_json.encode()).hexdigest()[:20]
+
+    @property
+    def label(self) -> str:
+        """The knobs in short: ``r=13``."""
+        return ", ".join(f"{name}={_short(value)}" for name, value in self.knobs.items())
+
+    def __str__(self) -> str:
+        knobs = f"({self.label})" if self.knobs else ""
+        return f"{self.model} {self.method or UNPATCHED}{knobs}"
+
+    def build(self) -> Method | None:
+        """The method; ``None`` for the unpatched model."""
+        return None if self.method is None else create_method(self.method, **self.knobs)
+
+
+def _short(value: Any) -> str:
+    return "[" + " ".join(_short(v) for v in value) + "]" if isinstance(value, tuple) else str(value)

@@ -1,0 +1,180 @@
+"""What a sweep measures: one YAML file, checked before anything runs."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from tokred.errors import ConfigError
+from tokred.folders import shipped_folder
+from tokred.methods import create_method
+from tokred.sweep.point import Point, Settings
+from tokred.sweep.yaml import Document, read_yaml
+
+DType = Literal["float32", "bfloat16", "float16"]
+
+
+class MethodGrid(BaseModel):
+    """One method and its knobs. A knob written ``{grid: [a, b]}`` is tried at each value; any other is one value."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    method: str
+
+    def knobs(self) -> Iterator[dict[str, Any]]:
+        """Every combination of the values of all grids."""
+        written = self.model_extra or {}
+        values = [v["grid"] if _is_grid(v) else [v] for v in written.values()]
+        for combination in itertools.product(*values):
+            yield {name: _as_tuple(value) for name, value in zip(written, combination, strict=True)}
+
+
+class SweepSpec(BaseModel):
+    """Every method on every model on all data.
+
+    Attributes:
+        models: names of shipped models, timm names, or folders with a config.json and a model.safetensors.
+        data: names of data sets, or folders with one folder of images a class; one, or a list.
+        methods: what to try; the unpatched model is always measured too.
+        split: which part of the data.
+        images: how many images, drawn with the seed; all of them if left out.
+        batch_size: images a batch.
+        rounds: timed pairs of forward passes, unpatched and patched in turn.
+        workers: processes that read images; 0 reads in the main process.
+        threads: CPU threads of torch; left as they are if left out.
+        device: such as cpu or cuda.
+        dtype: of weights and images.
+        seed: draws the images.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    models: list[str] = Field(min_length=1)
+    data: list[str] = Field(min_length=1)
+    methods: list[MethodGrid] = Field(min_length=1)
+    split: str = "test"
+    images: int | None = Field(default=None, gt=0)
+    batch_size: int = Field(default=50, gt=0)
+    rounds: int = Field(default=10, gt=0)
+    workers: int = Field(default=0, ge=0)
+    threads: int | None = Field(default=None, gt=0)
+    device: str = "cpu"
+    dtype: DType = "float32"
+    seed: int = 0
+
+    @field_validator("models", "data", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @property
+    def settings(self) -> Settings:
+        """What is the same for all points."""
+        return Settings(
+            split=self.split,
+            images=self.images,
+            batch_size=self.batch_size,
+            rounds=self.rounds,
+            threads=self.threads or torch.get_num_threads(),
+            device=self.device,
+            dtype=self.dtype,
+            seed=self.seed,
+        )
+
+    def points(self) -> list[Point]:
+        """Every point, model by model, the unpatched model first; a point that is asked for twice is there once."""
+        points: dict[str, Point] = {}
+        for model, data in itertools.product(self.models, self.data):
+            wanted: list[tuple[str | None, dict[str, Any]]] = [(None, {})]
+            wanted += [(grid.method, knobs) for grid in self.methods for knobs in grid.knobs()]
+            for method, knobs in wanted:
+                point = Point(model, data, method, knobs, self.settings)
+                points.setdefault(point.key, point)
+        return list(points.values())
+
+
+def load_spec(path: str | Path) -> SweepSpec:
+    """Read and check a sweep from a YAML file, or a shipped one by name (``quickstart``).
+
+    Raises:
+        ConfigError: no such file, no YAML, an unknown key or a wrong value; the message names its place and line.
+    """
+    return parse_spec(load_document(path))
+
+
+def load_document(path: str | Path) -> Document:
+    """Read a sweep file, or a shipped one by name, without checking what it says.
+
+    Raises:
+        ConfigError: no such file, or no YAML.
+    """
+    file = Path(path)
+    if not file.is_file():
+        known = {p.stem: p for p in sorted(shipped_folder("configs/sweeps").glob("*.yaml"))}
+        if str(path) not in known:
+            near = get_close_matches(file.stem, known, n=3, cutoff=0.4) or list(known)
+            raise ConfigError(f"No sweep file or shipped sweep {str(path)!r}. Shipped: {', '.join(near)}.")
+        file = known[str(path)]
+    return read_yaml(file)
+
+
+def parse_spec(document: Document) -> SweepSpec:
+    """Check what a file, or the command line, asks for.
+
+    Raises:
+        ConfigError: an unknown key, method or knob, or a wrong value.
+    """
+    try:
+        spec = SweepSpec.model_validate(document.content)
+    except ValidationError as error:
+        raise ConfigError(" ".join(_sentence(document, entry) for entry in error.errors())) from error
+    for index, grid in enumerate(spec.methods):
+        _check_grids(document, index, grid)
+        for knobs in grid.knobs():
+            try:
+                create_method(grid.method, **knobs)
+            except (ConfigError, ValueError, TypeError) as error:
+                named = next((knob for knob in knobs if f"{knob!r}" in str(error) or f"{knob}=" in str(error)), None)
+                place = document.place("methods", index, *([named] if named else []))
+                raise ConfigError(f"{place}: {error}") from error
+    return spec
+
+
+def _sentence(document: Document, entry: Mapping[str, Any]) -> str:
+    place = document.place(*entry["loc"])
+    if not entry["loc"]:
+        return f"{place}: a sweep is a mapping with the keys {', '.join(SweepSpec.model_fields)}."
+    if entry["type"] == "extra_forbidden":
+        key = str(entry["loc"][-1])
+        near = get_close_matches(key, SweepSpec.model_fields, n=1, cutoff=0)[0]
+        return f"{place}: unknown key {key!r}; did you mean {near!r}?"
+    if entry["type"] == "missing":
+        return f"{place}: the key {entry['loc'][-1]!r} is missing."
+    return f"{place}: {entry['msg']} (found {entry['input']!r})."
+
+
+def _check_grids(document: Document, index: int, grid: MethodGrid) -> None:
+    for knob, value in (grid.model_extra or {}).items():
+        if isinstance(value, dict) and not _is_grid(value):
+            place = document.place("methods", index, knob)
+            raise ConfigError(f"{place}: several values are written {{grid: [a, b]}} (found {value!r}).")
+
+
+def _is_grid(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and list(value) == ["grid"]
+        and isinstance(value["grid"], list)
+        and len(value["grid"]) > 0
+    )
+
+
+def _as_tuple(value: Any) -> Any:
+    """YAML knows lists only, and knobs are tuples."""
+    return tuple(_as_tuple(v) for v in value) if isinstance(value, list) else value

@@ -1,0 +1,184 @@
+"""Results on disk: one Parquet file for every finished point, written whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tokred.errors import DataError, TokredError
+from tokred.sweep.extra import need
+
+# column -> type, in the order of the table; every column may be empty, as most are where a point failed
+COLUMNS = {
+    "key": "string",
+    "status": "string",  # finished, failed
+    "error": "string",  # class: message
+    "note": "string",
+    "model": "string",
+    "data": "string",
+    "method": "string",
+    "label": "string",
+    "images": "int64",
+    "skipped": "int64",
+    "skipped_files": "list<string>",
+    "top1": "float64",  # percent
+    "agreement": "float64",  # percent of the images that get the unpatched model's class
+    "speedup": "float64",  # median over pairs of unpatched / patched seconds
+    "speedup_low": "float64",
+    "speedup_high": "float64",
+    "ideal_speedup": "float64",
+    "images_per_second": "float64",
+    "images_per_second_unpatched": "float64",
+    "latency_p50_ms": "float64",  # of one batch
+    "latency_p95_ms": "float64",
+    "latency_p50_ms_unpatched": "float64",
+    "latency_p95_ms_unpatched": "float64",
+    "peak_memory_mb": "float64",
+    "peak_memory_mb_unpatched": "float64",
+    "memory_measure": "string",
+    "gmacs": "float64",
+    "gmacs_unpatched": "float64",
+    "mean_tokens": "float64",
+    "tokens_per_layer": "list<int64>",
+    "adapter": "string",
+    "batch_size": "int64",
+    "dtype": "string",
+    "threads": "int64",
+    "seed": "int64",
+    "device": "string",
+    "device_name": "string",
+    "tokred": "string",
+    "torch": "string",
+    "timm": "string",
+    "python": "string",
+    "date": "string",
+    "seconds": "float64",  # that the whole point took
+    "config": "string",  # the full configuration as JSON
+    "predictions": "list<int64>",  # of the unpatched model, so that a resumed sweep need not repeat it
+}
+
+
+class StorageError(TokredError):
+    """A result cannot be written; the message says which, why, and what is safe."""
+
+
+class Store:
+    """The results in one folder.
+
+    A file is written beside its place and moved there when it is whole; a file that cannot be read counts as absent.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        need("pyarrow")  # now, not after the first point
+        self.folder = Path(folder)
+        self.points = self.folder / "points"
+
+    def path(self, key: str) -> Path:
+        """Where the result of a point lies."""
+        return self.points / f"{key}.parquet"
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Keep the result of one point, in the place of an earlier one.
+
+        Raises:
+            StorageError: the disk is full or the folder cannot be written; earlier results are intact.
+        """
+        content = _parquet(row)
+        path = self.path(row["key"])
+        partial = path.with_name(f".{path.stem}.{os.getpid()}.partial")
+        try:
+            self.points.mkdir(parents=True, exist_ok=True)
+            with open(partial, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        except OSError as error:
+            raise StorageError(self._complaint(error)) from error
+        finally:
+            _forget(partial)
+
+    def read(self) -> dict[str, dict[str, Any]]:
+        """All rows by key; half-written files are passed over."""
+        rows = {path.stem: row for path in sorted(self.points.glob("*.parquet")) if (row := _read(path)) is not None}
+        return {key: row for key, row in rows.items() if row.get("key") == key}
+
+    def finished(self) -> dict[str, dict[str, Any]]:
+        """The rows of points that succeeded, by key."""
+        return {key: row for key, row in self.read().items() if row.get("status") == "finished"}
+
+    def _complaint(self, error: OSError) -> str:
+        safe = len(list(self.points.glob("*.parquet"))) if self.points.is_dir() else 0
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return (
+                f"The disk is full: a result could not be written to {self.points}. "
+                f"The {safe} results written before are intact; free some space and go on with --resume."
+            )
+        reason = error.strerror or str(error)
+        return (
+            f"A result could not be written to {self.points} ({reason}). The {safe} results written before are intact."
+        )
+
+
+def read_results(folder: str | Path, *, predictions: bool = False) -> Any:
+    """Read the results of a sweep as a polars ``DataFrame``, one row a point.
+
+    Args:
+        folder: what ``--out`` named.
+        predictions: keep the column with the classes that the unpatched model predicts.
+
+    Raises:
+        DataError: there are no results.
+        TokredError: polars or pyarrow is not installed.
+    """
+    pl, pa = need("polars"), need("pyarrow")
+    rows = list(Store(folder).read().values())
+    if not rows:
+        raise DataError(f"{folder} holds no results of a sweep. Run: tokred sweep quickstart --out {folder}")
+    frame = pl.from_arrow(pa.Table.from_pylist([_complete(row) for row in rows], schema=_schema()))
+    return frame if predictions else frame.drop("predictions")
+
+
+def _complete(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: row.get(name) for name in COLUMNS}
+
+
+def _schema() -> Any:
+    pa = need("pyarrow")
+    kinds = {
+        "string": pa.string(),
+        "int64": pa.int64(),
+        "float64": pa.float64(),
+        "list<string>": pa.list_(pa.string()),
+        "list<int64>": pa.list_(pa.int64()),
+    }
+    return pa.schema([(name, kinds[kind]) for name, kind in COLUMNS.items()])
+
+
+def _parquet(row: Mapping[str, Any]) -> bytes:
+    pa, pq = need("pyarrow"), need("pyarrow.parquet")
+    unknown = row.keys() - COLUMNS.keys()
+    if unknown:
+        raise ValueError(f"A row has no column {min(unknown)!r}.")
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist([_complete(row)], schema=_schema()), sink)
+    return sink.getvalue().to_pybytes()
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    pa, pq = need("pyarrow"), need("pyarrow.parquet")
+    try:
+        rows = pq.read_table(pa.BufferReader(path.read_bytes())).to_pylist()
+    except (OSError, pa.ArrowException):
+        return None
+    return rows[0] if len(rows) == 1 else None
+
+
+def _forget(partial: Path) -> None:
+    try:
+        partial.unlink(missing_ok=True)
+    except OSError:
+        return

@@ -1,0 +1,135 @@
+"""What the points of a sweep share: one model, its images, and what it says about them unpatched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Subset
+
+from tokred.adapters import Tower, find_tower
+from tokred.assets import list_models, load_model
+from tokred.bench.memory import peak_memory
+from tokred.data import Batches, load_dataset, transform_for
+from tokred.errors import DataError, NonFiniteError
+from tokred.patching import unwrap
+from tokred.sweep.point import Settings
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """Classes that a model gives to the readable images, beside the labels."""
+
+    predicted: Tensor
+    labels: Tensor
+    skipped: tuple[str, ...]
+
+    @property
+    def top1(self) -> float:
+        """Percent of the images that get their label."""
+        return 100 * (self.predicted == self.labels).double().mean().item()
+
+
+class Subject:
+    """One model with one data set, ready to run."""
+
+    def __init__(self, model: nn.Module, batches: Batches, settings: Settings) -> None:
+        self.device, self.dtype = torch.device(settings.device), getattr(torch, settings.dtype)
+        self.model = model.to(self.device, self.dtype).eval()
+        self.batches = batches
+        self.note = _class_note(model, batches.dataset)
+
+    @classmethod
+    def load(cls, model: str, data: str, settings: Settings, workers: int = 0) -> Subject:
+        """Load a model and the images that a sweep asks for.
+
+        Raises:
+            DataError: one of them cannot be had, or there are no images.
+        """
+        network = load_model(model)
+        images = load_dataset(data, settings.split, transform_for(network))
+        total = len(images)  # type: ignore[arg-type]
+        if total == 0:
+            raise DataError(f"{data} holds no images.")
+        if settings.images is not None and settings.images < total:
+            order = torch.randperm(total, generator=torch.Generator().manual_seed(settings.seed))
+            images = Subset(images, sorted(order[: settings.images].tolist()))
+        return cls(network, Batches(images, settings.batch_size, workers=workers), settings)
+
+    @cached_property
+    def tower(self) -> Tower:
+        """What is patched."""
+        return find_tower(unwrap(self.model))
+
+    @cached_property
+    def reference(self) -> Predictions:
+        """What the unpatched model says."""
+        return self.predict(self.model)
+
+    @cached_property
+    def classes(self) -> Tensor:
+        """The classes that the unpatched model gives to the readable images; may be set from an earlier run."""
+        return self.reference.predicted
+
+    @cached_property
+    def first(self) -> Tensor:
+        """The first batch of readable images, which all timings use."""
+        for images, _ in self.batches:
+            return images.to(self.device, self.dtype)
+        raise DataError(f"None of the images can be read; the first: {self.batches.skipped[0]}.")
+
+    @cached_property
+    def memory(self) -> int:
+        """Bytes that a forward of the unpatched model needs."""
+        with torch.inference_mode():
+            return peak_memory(lambda: self.model(self.first), self.device)
+
+    def predict(self, model: nn.Module, report: Callable[[float], None] | None = None) -> Predictions:
+        """Run a model over all images.
+
+        Raises:
+            NonFiniteError: its logits are not numbers.
+            DataError: no image can be read.
+        """
+        predicted, labels = [], []
+        with torch.inference_mode():
+            for index, (images, wanted) in enumerate(self.batches):
+                logits = model(images.to(self.device, self.dtype))
+                if not torch.isfinite(logits).all():
+                    raise NonFiniteError(f"The logits of batch {index} are not finite. Try dtype: float32.")
+                predicted.append(logits.argmax(-1).cpu())
+                labels.append(wanted)
+                if report is not None:
+                    report((index + 1) / len(self.batches))
+        if not predicted:
+            raise DataError(f"None of the images can be read; the first: {self.batches.skipped[0]}.")
+        return Predictions(torch.cat(predicted), torch.cat(labels), tuple(str(file) for file in self.batches.skipped))
+
+
+def require_names(models: list[str], data: list[str], split: str) -> None:
+    """Look whether models and data sets exist, without loading weights.
+
+    Raises:
+        DataError: one does not; the message gives near names.
+    """
+    import timm
+
+    for name in models:
+        if name not in list_models() and not Path(name).expanduser().is_dir() and not timm.is_model(name):
+            load_model(name)  # says what is wrong
+    for name in data:
+        load_dataset(name, split)
+
+
+def _class_note(model: nn.Module, dataset: Any) -> str | None:
+    """Why top-1 would mean nothing, if the labels are not the model's classes."""
+    dataset = dataset.dataset if isinstance(dataset, Subset) else dataset
+    classes, outputs = getattr(dataset, "classes", None), getattr(model, "num_classes", None)
+    if classes is None or not isinstance(outputs, int) or len(classes) == outputs:
+        return None
+    return f"top-1 left out: the data has {len(classes)} classes, the model {outputs}"
