@@ -70,6 +70,9 @@ class Handle:
         while self._undo:
             self._undo.pop()()
 
+    def _forget(self) -> None:
+        vars(self.tower.module).pop(_ATTRIBUTE, None)
+
     def __enter__(self) -> Self:
         return self
 
@@ -182,7 +185,7 @@ def _require_patchable(tower: Tower) -> None:
 def _install(handle: Handle) -> None:
     tower, reduction, undo = handle.tower, handle.reduction, handle._undo
     vars(tower.module)[_ATTRIBUTE] = handle
-    undo.append(lambda: vars(tower.module).pop(_ATTRIBUTE, None))
+    undo.append(handle._forget)
     for layer in range(reduction.first, len(tower.blocks)):
         site = Site(tower.blocks[layer], tower.parts[layer], layer, reduction)
         undo.append(site.remove)

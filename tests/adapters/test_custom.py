@@ -1,11 +1,12 @@
 """A block class of one's own, taught by its parts."""
 
 import pytest
-import tokred
 import torch
 from timm.layers import Attention, Mlp
-from tokred.adapters.base import registry
 from torch import nn
+
+import tokred
+from tokred.adapters.base import registry
 
 
 class OwnBlock(nn.Module):

@@ -69,7 +69,7 @@ class TimmAttentionReader(AttentionReader):
 
     def reads(self, attn: Any) -> dict[str, int]:
         """Values are always projected once more; keys and queries where no norm shows them."""
-        dim = next(m.in_features for m in attn.modules() if isinstance(m, nn.Linear))
+        dim = next(m.in_features for m in attn.modules() if isinstance(getattr(m, "in_features", None), int))
         again = ("v",) if hasattr(attn, "k_norm") else ("v", "q", "k", "keys", "head_keys")
         return dict.fromkeys(again, dim * self.heads(attn) * self.head_dim(attn))
 
@@ -132,12 +132,13 @@ def _project(attn: Any, x: Tensor, index: int) -> Tensor:
     else:
         raise UnsupportedModelError(f"{type(attn).__name__} has neither qkv, q_proj, k_proj, v_proj nor in_proj.")
     heads = getattr(attn, "num_kv_heads", attn.num_heads) if index else attn.num_heads
-    return y.reshape(*y.shape[:2], heads, -1).transpose(1, 2)
+    return y.unflatten(2, (heads, y.shape[2] // heads)).transpose(1, 2)
 
 
 def _slice_of(linear: Any, x: Tensor, start: int, size: int, own_bias: Tensor | None) -> Tensor:
-    if not isinstance(linear, nn.Linear):
-        return linear(x)[..., start : start + size]  # adapted or quantised layers only work as a whole
+    if type(linear) is not nn.Linear:  # adapted or quantised layers only work as a whole
+        y = linear(x)[..., start : start + size]
+        return y if own_bias is None else y + own_bias
     bias = own_bias if own_bias is not None else linear.bias
     if bias is linear.bias and bias is not None:
         bias = bias[start : start + size]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ class ReducedHead:
 
     def __init__(self, model: nn.Module, reduction: Reduction) -> None:
         self.model: Any = model
+        self.argument_names = list(inspect.signature(type(self.model).forward_head).parameters)[1:]
         self.by_size = reduction.method.pools_by_size
         self.num_tokens = reduction.shape.num_tokens
         self.pooling = getattr(model, "global_pool", "") if getattr(model, "attn_pool", None) is None else "map"
@@ -44,20 +46,21 @@ class ReducedHead:
         """Give the instance its own method back."""
         vars(self.model).pop("forward_head", None)
 
-    def forward_head(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward_head(self, *args: Any, **kwargs: Any) -> Tensor:
         """Pool and classify tokens [B, N, C] as ``forward_features`` returned them."""
+        arguments = {**dict(zip(self.argument_names, args, strict=False)), **kwargs}
         original = type(self.model).forward_head
+        x = arguments[self.argument_names[0]]
         state = state_of(x)
         if state is None or state.short is not None or not state.steps:
-            return original(self.model, x, *args, **kwargs)
-        position = state.position
-        if kwargs.get("patch_valid") is not None and position is not None:
-            prefix = self.model.num_prefix_tokens
-            kwargs["patch_valid"] = kwargs["patch_valid"].gather(1, position[:, prefix:] - prefix)
+            return original(self.model, **arguments)
+        if arguments.get("patch_valid") is not None:
+            valid = torch.ones_like(x[..., 0], dtype=torch.bool) if state.valid is None else state.valid
+            arguments["patch_valid"] = valid[:, self.model.num_prefix_tokens :]
         if self.pooling == "avg":
-            x = self._weighed(x, state, kwargs.get("patch_valid"))
+            arguments[self.argument_names[0]] = self._weighed(x, state, arguments.get("patch_valid"))
         with calling(Call(state)):
-            return original(self.model, x, *args, **kwargs)
+            return original(self.model, **arguments)
 
     def _weighed(self, x: Tensor, state: TokenState, patch_valid: Tensor | None) -> Tensor:
         """Scale the tokens so that their plain mean is their mean by size."""
