@@ -186,7 +186,8 @@ def _install(handle: Handle) -> None:
     tower, reduction, undo = handle.tower, handle.reduction, handle._undo
     vars(tower.module)[_ATTRIBUTE] = handle
     undo.append(handle._forget)
-    for layer in range(reduction.first, len(tower.blocks)):
+    first = min(reduction.first, len(tower.blocks) - 1) if reduction.trace else reduction.first
+    for layer in range(first, len(tower.blocks)):  # a trace needs a site, even where nothing is reduced
         site = Site(tower.blocks[layer], tower.parts[layer], layer, reduction)
         undo.append(site.remove)
         undo += [hook.remove for hook in site.install()]

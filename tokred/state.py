@@ -38,6 +38,7 @@ class TokenState:
         position: [B, N] index of each token's anchor among the initial tokens; ``None`` before the first reduction.
         short: the reduced tokens, where the tensor that carries this state has the full length.
         memory: what the method put aside.
+        origin: [B, N0] the slots of the initial tokens before anything is reduced: their own indices.
     """
 
     num_initial: int
@@ -47,6 +48,12 @@ class TokenState:
     position: Tensor | None = None
     short: Tensor | None = None
     memory: dict[str, Any] = field(default_factory=dict)
+    origin: Tensor | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """N, the tokens that are there now."""
+        return self.steps[-1].map.num_slots if self.steps else self.num_initial
 
     def after(self, layer: int, token_map: TokenMap) -> TokenState:
         """The state after a reduction in ``layer``."""
@@ -63,7 +70,9 @@ class TokenState:
     def slot(self) -> Tensor:
         """[B, N0] the present slot of every initial token, -1 for dropped ones."""
         if not self.steps:
-            raise ValueError("Nothing was reduced yet.")
+            if self.origin is None:
+                raise ValueError("Nothing was reduced yet.")
+            return self.origin
         slot = self.steps[0].map.slot
         for step in self.steps[1:]:
             slot = torch.where(slot >= 0, step.map.slot.gather(1, slot.clamp(min=0)), -1)

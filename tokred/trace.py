@@ -69,7 +69,7 @@ class Trace:
         if state.sizes is not None:
             return state.sizes
         slot = state.slot()
-        return torch.ones(slot.shape[0], state.steps[-1].map.num_slots, device=slot.device)
+        return torch.ones(slot.shape[0], state.num_tokens, device=slot.device)
 
     def unmerge(self, features: Tensor, layer: int | None = None, fill: float = 0.0) -> Tensor:
         """Give dense features back: copy the row of every token to all patches that it stands for.
@@ -83,9 +83,10 @@ class Trace:
             [B, N0, C] in the original order, prefix tokens first.
         """
         state = self._until(layer)
-        expected = state.steps[-1].map.num_slots if state.steps else state.num_initial
-        if features.shape[1] != expected:
-            raise ValueError(f"The features have {features.shape[1]} tokens, the traced forward left {expected}.")
+        if features.shape[1] != state.num_tokens:
+            raise ValueError(
+                f"The features have {features.shape[1]} tokens, the traced forward left {state.num_tokens}."
+            )
         return state.unmerge(features, fill) if state.steps else features
 
     def overlay(self, images: Tensor, layer: int | None = None) -> list[Image.Image]:
@@ -104,7 +105,7 @@ class Trace:
         """[B, N, N0] float32, 1 where original token j is part of token i after ``layer``."""
         state = self._until(layer)
         slot = state.slot()
-        rows = state.steps[-1].map.num_slots
+        rows = state.num_tokens
         matrix = torch.zeros(slot.shape[0], rows + 1, slot.shape[1], device=slot.device)
         return matrix.scatter(1, torch.where(slot >= 0, slot, rows).unsqueeze(1), 1.0)[:, :rows]
 
@@ -113,4 +114,5 @@ class Trace:
             return self.state
         layer = range(self.shape.depth)[layer]
         steps = tuple(step for step in self.state.steps if step.layer <= layer)
-        return TokenState(self.state.num_initial, steps, steps[-1].sizes if steps else None)
+        sizes = steps[-1].sizes if steps else None
+        return TokenState(self.state.num_initial, steps, sizes, origin=self.state.origin)

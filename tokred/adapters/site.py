@@ -179,7 +179,8 @@ class Site:
         if mask is not None:
             row = mask[:, 0, 0]  # the first token is never padding, so it sees all that are not
             valid = row if row.dtype == torch.bool else row > torch.finfo(row.dtype).min / 2
-        return TokenState(num_initial=x.shape[1], valid=valid)
+        origin = torch.arange(x.shape[1], device=x.device).expand(x.shape[0], -1)
+        return TokenState(num_initial=x.shape[1], valid=valid, origin=origin)
 
     def _indexed(self, arguments: dict[str, Any], state: TokenState, x: Tensor, call: Call) -> dict[str, Any]:
         """The arguments for the tokens that are there, with the bias for sizes and padding slots added."""
@@ -288,4 +289,5 @@ def select_rope(rope: Tensor, position: Tensor, num_prefix: int) -> Tensor:
     """
     while rope.ndim < 4:
         rope = rope.unsqueeze(0)
-    return gather_tokens(rope, position[:, num_prefix:] - num_prefix, -2)
+    rows = (position[:, num_prefix:] - num_prefix).clamp(min=0)  # slots that only pad a ragged batch point at token 0
+    return gather_tokens(rope, rows, -2)

@@ -123,24 +123,19 @@ class TimmTower(Tower):
         return undo
 
     def _input_size(self) -> tuple[int, int, int]:
+        """Channels, height and width that the model was built for, or trained on if it takes any size."""
         model: Any = self.module
         embed = getattr(model, "patch_embed", None) or model.embeds
-        channels = getattr(model, "in_chans", None) or _input_channels(embed)
         size = getattr(embed, "img_size", None)
         if size is None:
-            patch = embed.patch_size
-            grid = getattr(embed, "pos_embed_grid_size", None) or self._grid()
-            size = (grid[0] * patch[0], grid[1] * patch[1])
-        return channels, *size
+            size = getattr(model, "pretrained_cfg", {}).get("input_size", (3, 224, 224))[1:]
+        return getattr(model, "in_chans", None) or _input_channels(embed), *size
 
     def _grid(self) -> tuple[int, int]:
         model: Any = self.module
         embed = getattr(model, "patch_embed", None) or model.embeds
-        grid = getattr(embed, "grid_size", None) or getattr(embed, "pos_embed_grid_size", None)
-        if grid is None:
-            size = getattr(model, "pretrained_cfg", {}).get("input_size", (3, 224, 224))[1:]
-            grid = embed.dynamic_feat_size(size)
-        return int(grid[0]), int(grid[1])
+        rows, columns = getattr(embed, "grid_size", None) or embed.dynamic_feat_size(self._input_size()[1:])
+        return int(rows), int(columns)
 
     def _stem_macs(self) -> int:
         model: Any = self.module
