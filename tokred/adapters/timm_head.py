@@ -29,12 +29,16 @@ class ReducedHead:
         self.model: Any = model
         self.argument_names = list(inspect.signature(type(self.model).forward_head).parameters)[1:]
         self.by_size = reduction.method.pools_by_size
-        self.num_tokens = reduction.shape.num_tokens
-        self.pooling = getattr(model, "global_pool", "") if getattr(model, "attn_pool", None) is None else "map"
-        if self.pooling == "avgmax":
+        self._require_meaning()
+
+    def _require_meaning(self) -> None:
+        pool = getattr(self.model, "attn_pool", None)
+        found = getattr(self.model, "global_pool", "") if pool is None else type(pool).__name__
+        takes_sizes = pool is None or "attn_mask" in inspect.signature(type(pool).forward).parameters
+        if found == "avgmax" or not takes_sizes:
             raise UnsupportedModelError(
-                f"{type(model).__name__} pools by 'avgmax', which has no meaning for merged tokens. "
-                "Use model.reset_classifier(num_classes, global_pool='avg')."
+                f"{type(self.model).__name__} pools by {found!r}, which cannot count a merged token once for each "
+                "patch it stands for. Use model.reset_classifier(num_classes, global_pool='avg')."
             )
 
     def install(self) -> Undo:
@@ -57,10 +61,15 @@ class ReducedHead:
         if arguments.get("patch_valid") is not None:
             valid = torch.ones_like(x[..., 0], dtype=torch.bool) if state.valid is None else state.valid
             arguments["patch_valid"] = valid[:, self.model.num_prefix_tokens :]
-        if self.pooling == "avg":
+        if self.averages:
             arguments[self.argument_names[0]] = self._weighed(x, state, arguments.get("patch_valid"))
         with calling(Call(state)):
             return original(self.model, **arguments)
+
+    @property
+    def averages(self) -> bool:
+        """Whether the model pools by the mean; read when it runs, since the classifier may be reset."""
+        return getattr(self.model, "attn_pool", None) is None and getattr(self.model, "global_pool", "") == "avg"
 
     def _weighed(self, x: Tensor, state: TokenState, patch_valid: Tensor | None) -> Tensor:
         """Scale the tokens so that their plain mean is their mean by size."""
