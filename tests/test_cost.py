@@ -44,6 +44,7 @@ def test_the_published_diffrate_schedules_cost_what_was_published(name):
     [
         "vit_tiny_patch16_224",
         "vit_small_patch16_dinov3",
+        "vit_little_patch16_reg4_gap_256",
         "vit_base_patch16_siglip_224",
         "beit_base_patch16_224",
         "vit_small_patch16_18x2_224",

@@ -421,3 +421,46 @@ def test_anything_indexed_by_token_can_be_merged():
 def test_one_copy_is_shared_by_all_images_when_gathering():
     index = torch.tensor([[2, 0], [1, 1]])
     assert gather_tokens(torch.tensor([[10, 20, 30]]), index, 1).tolist() == [[30, 10], [20, 20]]
+
+
+# padding: tokens 2 and 4 of the first image
+
+
+PADDING = torch.tensor([[True, True, False, True, False], [True, True, True, True, True]])
+
+
+def test_padding_is_dropped_and_its_slots_come_last():
+    token_map = TokenMap(
+        kept=torch.tensor([[0, 2, 1], [0, 2, 1]]),
+        moved=torch.tensor([[3, 4], [3, 4]]),
+        into=torch.tensor([[2, 0], [2, 0]]),
+        num_tokens=5,
+    ).with_padding_last(PADDING)
+    assert token_map.slot.tolist() == [[0, 1, 2, 1, -1], [0, 2, 1, 2, 0]]
+    x = torch.tensor([[1.0, 2, 99, 4, 99], [1.0, 2, 3, 4, 5]]).unsqueeze(2)
+    assert token_map.apply(x).squeeze(2).tolist() == [[1, 3, 99], [3, 3, 3]]
+    assert token_map.apply_size().tolist() == [[1, 2, 1], [2, 1, 2]]
+
+
+def test_a_real_token_that_must_join_padding_takes_over_the_slot():
+    token_map = TokenMap(
+        kept=torch.tensor([[2, 0]]),
+        moved=torch.tensor([[1, 3]]),
+        into=torch.tensor([[0, 0]]),
+        num_tokens=5,
+        weight=torch.tensor([[5.0, 1, 2, 6]]),
+        size_weight=torch.tensor([[5.0, 1, 0.5, 2]]),
+    ).with_padding_last(PADDING[:1])
+    slot = token_map.slot[0].tolist()
+    assert slot[2] == slot[4] == -1, "padding is nowhere"
+    assert (slot[0], slot[1], slot[3]) == (1, 0, 0)
+    x = torch.tensor([[1.0, 2, 99, 4, 99]]).unsqueeze(2)
+    assert token_map.apply(x).squeeze(2)[0].tolist() == [(2 * 2 + 6 * 4) / 8, 1]
+    assert token_map.apply_size()[0].tolist() == [2.5, 1]
+
+
+def test_a_map_without_padding_stays_as_it_is():
+    token_map = TokenMap(torch.tensor([[3, 0]]), torch.tensor([[1, 2]]), torch.tensor([[0, -1]]), 4)
+    same = token_map.with_padding_last(torch.ones(1, 4, dtype=torch.bool))
+    assert torch.equal(same.kept, token_map.kept)
+    assert torch.equal(same.into, token_map.into)

@@ -51,6 +51,7 @@ class ModelShape:
         blocks: one entry a block.
         num_tokens: tokens that enter the first block, prefix tokens included.
         num_prefix: class, distillation and register tokens in front, which are never reduced.
+        registers_only: no class token is among them; otherwise it is the first.
         grid: rows and columns of the patches; ``None`` if they form no grid.
         dim: width of the residual stream.
         stem_macs: multiply-accumulates before the first block.
@@ -62,6 +63,7 @@ class ModelShape:
     blocks: tuple[BlockShape, ...]
     num_tokens: int
     num_prefix: int = 1
+    registers_only: bool = False
     grid: tuple[int, int] | None = None
     dim: int = 0
     stem_macs: int = 0
@@ -107,6 +109,11 @@ class ModelShape:
     def depth(self) -> int:
         """Number of blocks."""
         return len(self.blocks)
+
+    @property
+    def has_class_token(self) -> bool:
+        """The first token is a class token."""
+        return self.num_prefix > 0 and not self.registers_only
 
     @property
     def num_patches(self) -> int:

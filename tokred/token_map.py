@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -138,6 +138,43 @@ class TokenMap:
         if self.size_weight is not None:
             kept = kept.clamp(min=torch.finfo(torch.float32).tiny)  # negative factors must not make a size negative
         return kept if self.valid is None else kept * self.valid
+
+    def with_padding_last(self, valid: Tensor) -> TokenMap:
+        """The same map with the real slots in front, so that a padded image goes on as it would alone.
+
+        Padding joins no slot: it is dropped instead. A real token that had to join padding, because no other real one
+        was left, takes over the slot.
+
+        Args:
+            valid: [B, N] bool, false for padding.
+        """
+        slots, moved = self.num_slots, self.moved.shape[1]
+        # the entry of (kept, moved) that each slot starts from: its own, or a real one that joined padding
+        entry = torch.arange(slots, device=valid.device).expand_as(self.kept)
+        into = torch.where(valid.gather(1, self.moved), self.into, -1)
+        if moved:
+            stranded = (into >= 0) & ~valid.gather(1, self.kept).gather(1, into.clamp(min=0))
+            spare = torch.cat([entry, entry[:, :1]], dim=1)
+            entries = torch.arange(slots, slots + moved, device=valid.device).expand_as(into)
+            entry = spare.scatter(1, torch.where(stranded, into, slots), entries)[:, :slots]
+            into = torch.where(entry.gather(1, into.clamp(min=0)) == entries, -1, into)
+        tokens = torch.cat([self.kept, self.moved], dim=1).gather(1, entry)
+        order = (~valid.gather(1, tokens)).to(torch.int8).argsort(dim=1, stable=True)
+        rank = order.argsort(dim=1)
+
+        def sort(entries: Tensor | None) -> Tensor | None:
+            if entries is None:
+                return None
+            return torch.cat([entries.gather(1, entry.gather(1, order)), entries[:, slots:]], dim=1)
+
+        return replace(
+            self,
+            kept=tokens.gather(1, order),
+            into=torch.where(into >= 0, rank.gather(1, into.clamp(min=0)), -1),
+            weight=sort(self.weight),
+            size_weight=sort(self.size_weight),
+            valid=None if self.valid is None else self.valid.gather(1, order),
+        )
 
     def compose(self, later: TokenMap) -> TokenMap:
         """Return the map that first applies this one and then ``later``; means are taken by size."""

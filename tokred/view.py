@@ -24,6 +24,7 @@ class LayerView:
         layer: index of the block, from 0.
         depth: number of blocks.
         num_prefix: tokens in front that must stay.
+        has_class_token: the first of them is a class token, and not a register.
         stay: tokens that stay after this layer, prefix included, for every track of the schedule.
         num_initial: tokens that entered the first block.
         sizes: [B, N] float32, patches that each token stands for; ``None`` while all are one.
@@ -41,6 +42,7 @@ class LayerView:
         layer: int = 0,
         depth: int = 1,
         num_prefix: int = 0,
+        has_class_token: bool | None = None,
         num_initial: int | None = None,
         sizes: Tensor | None = None,
         valid: Tensor | None = None,
@@ -54,6 +56,7 @@ class LayerView:
         self.layer = layer
         self.depth = depth
         self.num_prefix = num_prefix
+        self.has_class_token = num_prefix > 0 if has_class_token is None else has_class_token
         self.num_initial = num_initial if num_initial is not None else x.shape[1]
         self.sizes = sizes
         self.valid = valid
@@ -131,12 +134,10 @@ class LayerView:
     def patch_attention(self) -> Tensor:
         """[B, H, P] attention of the class token to the P patches.
 
-        A model without prefix tokens has no class token: the average attention that each patch receives takes its
-        place.
+        In a model without class token the average attention that each patch receives takes its place.
         """
-        if self.num_prefix == 0:
-            return self.attention_received()
-        return self.attention_row(0)[:, :, self.num_prefix :]
+        attention = self.attention_row(0) if self.has_class_token else self.attention_received()
+        return attention[:, :, self.num_prefix :]
 
     def class_attention(self) -> Tensor:
         """[B, P] :meth:`patch_attention`, averaged over the heads."""

@@ -19,7 +19,7 @@ from .promises import assert_same, keeps_promises, run, snapshot, survivors_are_
 RECORD = Path(__file__).resolve().parents[2] / "docs" / "coverage.json"
 OTHERS = [name for name in tokred.methods() if name != "tome"]
 # what decides how a method reads and reduces tokens; the rest of a family is in the blocks' own modules
-STRUCTURE = ("block", "attention", "pool", "rope", "bias")
+STRUCTURE = ("block", "attention", "pool", "class token", "rope", "bias")
 
 
 @cache

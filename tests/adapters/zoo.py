@@ -96,6 +96,7 @@ def family(model: nn.Module) -> dict[str, Any]:
         "attention": type(attn).__name__,
         "pool": model.global_pool,
         "prefix": model.num_prefix_tokens,
+        "class token": getattr(getattr(model, "embeds", model), "cls_token", None) is not None,
         "rope": type(model.rope).__name__ if getattr(model, "rope", None) is not None else None,
         "bias": _bias(model, attn),
         "stem": type(getattr(stem, "backbone", stem)).__name__,

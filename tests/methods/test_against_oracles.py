@@ -35,6 +35,7 @@ class Tokens:
     """Clustered tokens of a small batch, and an attention over them; all values are float32 numbers."""
 
     prefix: int
+    cls: bool  # a class token is the first of the prefix
     rng: np.random.Generator = field(repr=False)
     x: np.ndarray = field(repr=False)  # [B, N, C]
     keys: np.ndarray = field(repr=False)  # [B, N, D]
@@ -58,6 +59,7 @@ class Tokens:
 
         return cls(
             prefix=prefix,
+            cls=prefix > 0 and bool(rng.integers(2)),
             rng=rng,
             x=clustered(batch, count, 7),
             keys=clustered(batch, count, width),
@@ -93,6 +95,7 @@ class Tokens:
             tensor(self.x),
             stay=stay,
             num_prefix=self.prefix,
+            has_class_token=self.cls,
             sizes=size,
             bias=size.log()[:, None, None] if size is not None else None,
             signals={name: tensor(value) for name, value in signals.items()},
@@ -114,6 +117,7 @@ class Tokens:
             noisy(self.x),
             stay=stay,
             num_prefix=self.prefix,
+            has_class_token=self.cls,
             valid=valid,
             bias=torch.zeros(valid.shape).masked_fill(~valid, -torch.inf)[:, None, None],
             signals={name: noisy(value) for name, value in signals.items()},
@@ -211,7 +215,7 @@ def test_diffrate_prunes_and_merges_what_the_oracle_does(prefix: int, data: st.D
     size, given_size = (t.size, tensor(t.size)) if sized else (np.ones_like(t.size), None)
     for image in range(len(t.x)):
         attn = attention(t.q[image], t.k[image], size[image])
-        importance = patch_importance(attn, t.prefix)
+        importance = patch_importance(attn, t.prefix, t.cls)
         slots, merged, sizes, gap = diffrate.reduce(t.x[image], size[image], importance, prune_to, merge_to, t.prefix)
         assume(gap > 1e-6)
         if merge_to == t.count:  # blocks that keep everything leave the order alone, which the reference does not
@@ -230,7 +234,7 @@ def test_topk_keeps_what_the_oracle_keeps(prefix: int, data: st.DataObject):
     count = t.draw(1, t.patches - 1)
     token_map = TopK().reduce(t.view({"prune": t.prefix + count}, sized=True))
     for image in range(len(t.x)):
-        importance = patch_importance(attention(t.q[image], t.k[image], t.size[image]), t.prefix)
+        importance = patch_importance(attention(t.q[image], t.k[image], t.size[image]), t.prefix, t.cls)
         kept, gap = attention_pruning.topk(importance, count, t.prefix)
         assume(gap > 1e-6)
         assert token_map.kept[image].tolist() == kept
@@ -245,7 +249,7 @@ def test_evit_fuses_what_the_oracle_fuses(prefix: int, data: st.DataObject):
     count = t.draw(1, t.patches - 2)
     token_map = EViT().reduce(t.view({"prune": t.prefix + count + 1}, sized=False))
     for image in range(len(t.x)):
-        importance = patch_importance(attention(t.q[image], t.k[image]), t.prefix)
+        importance = patch_importance(attention(t.q[image], t.k[image]), t.prefix, t.cls)
         kept, rows, gap = attention_pruning.evit(t.x[image], importance, count, t.prefix)
         assume(gap > 1e-6)
         lost = [j for j in range(t.count) if j not in kept]
@@ -264,7 +268,7 @@ def test_ats_samples_what_the_oracle_samples(released: bool, prefix: int, data: 
     method = ATS(variant="released" if released else "paper")
     token_map = method.reduce(t.view({"prune": t.prefix + count}, sized=False))
     for image in range(len(t.x)):
-        score = ats.significance(attention(t.q[image], t.k[image]), t.v[image], t.prefix)
+        score = ats.significance(attention(t.q[image], t.k[image]), t.v[image], t.prefix, t.cls)
         kept, gap = ats.sample(score, count, released, t.prefix)
         assume(gap > 1e-6)
         real = token_map.valid[image]
@@ -280,19 +284,27 @@ def test_zerotprune_keeps_what_the_oracle_keeps(prefix: int, data: st.DataObject
     drop = t.draw(0, t.patches // 2)
     prune = t.draw(0, t.patches - drop - 1)
     knobs = {
-        "start": t.choose("cls", "uniform"),
         "partition": t.choose("unimportant_first", "important_first", "alternate"),
         "v_min": t.choose(0.01, 0.2),
         "v_max": t.choose(0.3, 0.7),
     }
-    rounds, pre_rounds = t.draw(1, 6), t.draw(1, 2)
-    method = ZeroTPrune(iterations=rounds, pre_iterations=pre_rounds, **knobs)
+    rounds, pre_rounds, start = t.draw(1, 6), t.draw(1, 2), t.choose("cls", "uniform")
+    cls = t.cls and start == "cls"
+    method = ZeroTPrune(iterations=rounds, pre_iterations=pre_rounds, start=start, **knobs)
     stay = {"similarity": t.count - drop, "importance": t.count - drop - prune}
     token_map = reduced(method, t.view(stay, sized=False))
     for image in range(len(t.x)):
         attn = attention(t.q[image], t.k[image])
         kept, gap = zerotprune.reduce(
-            attn, t.k[image], drop=drop, prune=prune, rounds=rounds, pre_rounds=pre_rounds, prefix=t.prefix, **knobs
+            attn,
+            t.k[image],
+            drop=drop,
+            prune=prune,
+            rounds=rounds,
+            pre_rounds=pre_rounds,
+            prefix=t.prefix,
+            cls=cls,
+            **knobs,
         )
         assume(gap > 1e-7)
         assert token_map.kept[image].tolist() == kept
@@ -341,7 +353,9 @@ def test_a_padded_image_is_reduced_as_it_is_alone(method: Method, t: Tokens):
     padding, stay = draw_padding(method, t)
     real = t.count - padding
     padded = reduced(method, t.padded_view(stay, padding, torch.Generator().manual_seed(1)))
-    one = Tokens(t.prefix, t.rng, *(a[:1, ..., :real, :] for a in (t.x, t.keys, t.q, t.k, t.v)), t.size[:1, :real])
+    one = Tokens(
+        t.prefix, t.cls, t.rng, *(a[:1, ..., :real, :] for a in (t.x, t.keys, t.q, t.k, t.v)), t.size[:1, :real]
+    )
     alone = reduced(method, one.view({name: count - padding for name, count in stay.items()}, sized=False))
     assert groups(padded.slot[0, :real]) == groups(alone.slot[0])
 

@@ -9,14 +9,14 @@ import numpy as np
 from .common import Gap
 
 
-def significance(attn: np.ndarray, values: np.ndarray, prefix: int) -> list[float]:
+def significance(attn: np.ndarray, values: np.ndarray, prefix: int, cls: bool) -> list[float]:
     """Class attention times value length, summed over the heads; attention [H, N, N], values [H, N, d]."""
     heads, tokens, _ = attn.shape
     scores = []
     for j in range(prefix, tokens):
         total = 0.0
         for head in range(heads):
-            received = attn[head, 0, j] if prefix else sum(attn[head, :, j]) / tokens
+            received = attn[head, 0, j] if cls else sum(attn[head, :, j]) / tokens
             total += received * math.sqrt(sum(values[head, j] ** 2))
         scores.append(total)
     return scores

@@ -63,12 +63,12 @@ def attention(q: np.ndarray, k: np.ndarray, size: np.ndarray | None = None) -> n
     return result
 
 
-def patch_importance(attn: np.ndarray, prefix: int) -> list[float]:
+def patch_importance(attn: np.ndarray, prefix: int, cls: bool) -> list[float]:
     """What the class token pays to every patch, head mean; without a class token what a patch receives on average."""
     heads, tokens, _ = attn.shape
     scores = []
     for j in range(prefix, tokens):
-        rows = [0] if prefix else range(tokens)
+        rows = [0] if cls else range(tokens)
         total = sum(attn[head, i, j] for head in range(heads) for i in rows)
         scores.append(total / heads / len(rows))
     return scores

@@ -64,15 +64,14 @@ def reduce(
     prune: int,
     rounds: int,
     pre_rounds: int,
-    start: str,
     partition: str,
     prefix: int,
+    cls: bool,
     v_min: float,
     v_max: float,
 ) -> tuple[list[int], float]:
     """Stages I', S and I on attention [H, N, N] and keys [H, N, d]: the tokens that stay, in their old order."""
     gap, tokens = Gap(), attn.shape[1]
-    cls = start == "cls" and prefix > 0
     kept = list(range(tokens))
     if drop:
         first = importance(attn, pre_rounds, cls, prefix, v_min, v_max, gap)

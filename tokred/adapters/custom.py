@@ -28,7 +28,7 @@ def register_adapter(
     """Teach tokred a block class of your own.
 
     A model that keeps such blocks in a list can then be patched; its attribute ``num_prefix_tokens`` (default 1) says
-    how many tokens in front must stay.
+    how many tokens in front must stay, and ``has_class_token`` (default true) whether the first is a class token.
 
     Args:
         block_class: an ``nn.Module`` whose forward is two residual branches: ``x = x + attention(x)`` and then
@@ -67,6 +67,7 @@ class BlockList(Tower):
             blocks=blocks,
             num_tokens=_EXAMPLE_TOKENS + prefix,
             num_prefix=prefix,
+            registers_only=not getattr(self.module, "has_class_token", True),
             dim=self._dim(),
             parameters=sum(p.numel() for p in self.module.parameters()),
         )

@@ -156,6 +156,7 @@ class Site:
             layer=self.layer,
             depth=shape.depth,
             num_prefix=shape.num_prefix,
+            has_class_token=shape.has_class_token,
             num_initial=state.num_initial,
             sizes=state.sizes,
             valid=state.valid,
@@ -166,6 +167,8 @@ class Site:
         )
         with torch.no_grad():
             token_map = self.reduction.method.reduce(view)
+            if view.valid is not None:
+                token_map = token_map.with_padding_last(view.valid)
         return token_map.apply(x, state.sizes), state.after(self.layer, token_map)
 
     def _start(self, x: Tensor, arguments: Mapping[str, Any]) -> TokenState:

@@ -94,6 +94,7 @@ class TimmTower(Tower):
             blocks=blocks,
             num_tokens=grid[0] * grid[1] + prefix,
             num_prefix=prefix,
+            registers_only=getattr(getattr(model, "embeds", model), "cls_token", None) is None,
             grid=grid,
             dim=int(model.embed_dim),
             stem_macs=self._stem_macs(),

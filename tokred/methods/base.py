@@ -203,6 +203,6 @@ def create_method(name: str, **knobs: Any) -> Method:
 def class_attention_macs(tokens: int, layer: int, shape: ModelShape) -> int:
     """Multiply-accumulates of :meth:`tokred.LayerView.class_attention`: one row, or all of them without class token."""
     block = shape.blocks[layer]
-    if shape.num_prefix:
+    if shape.has_class_token:
         return tokens * block.read_width
     return tokens * tokens * (block.read_width + block.heads)

@@ -40,7 +40,7 @@ class ZeroTPrune(Method):
         iterations: rounds of votes in stage I, for all blocks or one number a block; by default 30 in the first three
             blocks, 1 in the last three, 5 between (section 4.1).
         pre_iterations: rounds in stage I'.
-        start: first votes: the class token counts sqrt(N) times the others, or all alike.
+        start: first votes: the class token, if there is one, counts sqrt(N) times the others; or all alike.
         partition: which half is searched for copies: the less important one, the more important one, or every second.
         v_min, v_max: heads whose scores vary less or more are ignored (section 3.2).
     """
@@ -108,30 +108,33 @@ class ZeroTPrune(Method):
         valid = view.valid
         similar = view.num_tokens - view.stay["similarity"]
         if similar > 0:
-            first = self._importance(attention, self.pre_iterations, prefix, valid)
+            first = self._importance(attention, self.pre_iterations, view, valid)
             keys = view.head_keys.transpose(1, 2).flatten(2)
             kept = drop_similar(keys, view.keep_padding(first[:, prefix:]), similar, prefix, self.partition, valid)
             attention = among(attention, kept)
             valid = None if valid is None else valid.gather(1, kept)
         if view.stay["importance"] < kept.shape[1]:
-            score = self._importance(attention, self.rounds(view.layer, view.depth), prefix, valid)[:, prefix:]
+            score = self._importance(attention, self.rounds(view.layer, view.depth), view, valid)[:, prefix:]
             if valid is not None:
                 score = score.masked_fill(~valid[:, prefix:], torch.inf)
             best = ops.rank_descending(score)[:, : view.stay["importance"] - prefix].sort(dim=1).values + prefix
             kept = torch.cat([kept[:, :prefix], kept.gather(1, best)], dim=1)
         return TokenMap.select(kept, view.num_tokens)
 
-    def _importance(self, attention: Tensor, rounds: int, num_prefix: int, valid: Tensor | None) -> Tensor:
-        cls = self.start == "cls" and num_prefix > 0
-        return importance(attention, rounds, cls, num_prefix, self.v_min, self.v_max, valid)
+    def _importance(self, attention: Tensor, rounds: int, view: LayerView, valid: Tensor | None) -> Tensor:
+        cls = self.start == "cls" and view.has_class_token
+        return importance(attention, rounds, cls, view.num_prefix, self.v_min, self.v_max, valid)
 
 
 def among(attention: Tensor, kept: Tensor) -> Tensor:
-    """The attention [B, H, N, N] among the tokens ``kept`` [B, M], rows summing to one again: [B, H, M, M]."""
+    """The attention [B, H, N, N] among the tokens ``kept`` [B, M], rows summing to one again: [B, H, M, M].
+
+    A token that attended to dropped ones only has no vote: its row is zero.
+    """
     heads, tokens, count = attention.shape[1], attention.shape[3], kept.shape[1]
     rows = attention.gather(2, kept[:, None, :, None].expand(-1, heads, -1, tokens))
     square = rows.gather(3, kept[:, None, None, :].expand(-1, heads, count, -1))
-    return square / square.sum(dim=-1, keepdim=True)
+    return square / square.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(square.dtype).tiny)
 
 
 def importance(
