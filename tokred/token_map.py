@@ -116,14 +116,15 @@ class TokenMap:
             return kept
         kept_weight, moved_weight = self._weights(size, x.device)
         exact = torch.promote_types(x.dtype, torch.float32)  # sums in half precision lose small summands
-        kept, moved = kept.to(exact), take(x, self.moved).to(exact)
+        kept = kept.to(exact)
         trailing = (..., *[None] * (x.ndim - 2))
         into = self.into.clamp(min=0)
         if self.reduce == "sum":
+            moved = take(x, self.moved).to(exact)
             return _add_rows_(kept * kept_weight[trailing], into, moved * moved_weight[trailing]).to(x.dtype)
         # a mean is the anchor plus the weighted distances to it: only the moved rows are touched
         share = moved_weight / _add_rows_(kept_weight.clone(), into, moved_weight).gather(1, into)
-        anchor = take(x, self.kept.gather(1, into))
+        moved, anchor = take(x, torch.cat([self.moved, self.kept.gather(1, into)], dim=1)).to(exact).chunk(2, dim=1)
         return _add_rows_(kept, into, ((moved - anchor) * share[trailing])).to(x.dtype)
 
     def apply_size(self, size: Tensor | None = None) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -204,7 +205,7 @@ class Site:
         # one row is enough: a value that is not finite reaches every row through the attention
         if torch.compiler.is_compiling() or x.device.type != "cpu" or x.shape[0] == 0:
             return
-        if not torch.isfinite(x[:, 0].sum()):
+        if not math.isfinite(x[:, 0].sum().item()):
             raise NonFiniteError(
                 f"Activations after the attention of block {self.layer} are not finite, so {self.reduction.name} "
                 "cannot compare tokens. Check the input images and the precision (try bfloat16 instead of float16)."
