@@ -170,6 +170,7 @@ class Site:
             token_map = self.reduction.method.reduce(view)
             if view.valid is not None:
                 token_map = token_map.with_padding_last(view.valid)
+        call.caught.clear()  # the memory of the keys is wanted for the MLP
         return token_map.apply(x, state.sizes), state.after(self.layer, token_map)
 
     def _start(self, x: Tensor, arguments: Mapping[str, Any]) -> TokenState:

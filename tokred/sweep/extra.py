@@ -1,4 +1,4 @@
-"""Packages that only sweeps need, imported where they are used."""
+"""Packages that only sweeps and searches need, imported where they are used."""
 
 from __future__ import annotations
 
@@ -19,5 +19,5 @@ def need(module: str) -> Any:
     except ImportError as error:
         package = module.partition(".")[0]
         raise TokredError(
-            f"Sweeps need {package}, which is not installed ({error}). Type: pip install 'tokred[sweep]'"
+            f"Sweeps and searches need {package}, which is not installed ({error}). Type: pip install 'tokred[sweep]'"
         ) from error

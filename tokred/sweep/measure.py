@@ -51,13 +51,13 @@ def measure(point: Point, subject: Subject, report: Callable[[float], None] = la
     if handle is not None:
         handle.remove()
     before = cost(subject.tower.shape)
-    after = before if method is None else _cost(method, subject, patched, images)
+    after = before if method is None else cost_of(method, subject, patched, images)
     return {
         "note": subject.note,
         "adapter": subject.tower.family,
-        **_quality(reached, unpatched),
+        **quality_columns(reached, unpatched),
         "top1": None if subject.note else reached.top1,
-        **_speed(pairs, len(images), is_reference=method is None),
+        **speed_columns(pairs, len(images), is_reference=method is None),
         "peak_memory_mb": memory / 1e6,
         "peak_memory_mb_unpatched": subject.memory / 1e6,
         "memory_measure": memory_measure(subject.device),
@@ -70,7 +70,12 @@ def measure(point: Point, subject: Subject, report: Callable[[float], None] = la
     }
 
 
-def _quality(reached: Predictions, unpatched: Tensor) -> dict[str, Any]:
+def quality_columns(reached: Predictions, unpatched: Tensor) -> dict[str, Any]:
+    """How many images were read, and how many of them keep the class [N] that the unpatched model gives.
+
+    Raises:
+        DataError: it saw another number of images.
+    """
     if len(reached.predicted) != len(unpatched):
         raise DataError(
             f"{len(reached.predicted)} images were read, but the unpatched model saw {len(unpatched)}; "
@@ -84,7 +89,7 @@ def _quality(reached: Predictions, unpatched: Tensor) -> dict[str, Any]:
     }
 
 
-def _speed(pairs: Comparison, batch: int, *, is_reference: bool) -> dict[str, float]:
+def speed_columns(pairs: Comparison, batch: int, *, is_reference: bool) -> dict[str, float]:
     """The unpatched model against itself is 1 by definition; its quartiles show the noise."""
     low, high = pairs.quartiles
     return {
@@ -100,7 +105,7 @@ def _speed(pairs: Comparison, batch: int, *, is_reference: bool) -> dict[str, fl
     }
 
 
-def _cost(method: Method, subject: Subject, model: nn.Module, images: Tensor) -> Cost:
+def cost_of(method: Method, subject: Subject, model: nn.Module, images: Tensor) -> Cost:
     """Cost of the schedule; for a method that decides for every image, of the tokens that the timed batch had."""
     shape = subject.tower.shape
     if not method.adaptive:

@@ -22,7 +22,7 @@ _SHOWN = (
 )
 
 
-def draw_page(panels: Sequence[Panel], looks: dict[str, Look], x: Axis, y: Axis) -> str:
+def draw_page(panels: Sequence[Panel], looks: dict[str, Look], x: Axis, y: Axis, title: str) -> str:
     """The same plot as :func:`tokred.sweep.picture.draw_picture`, as HTML; pointing shows the configuration."""
     subplots = need("plotly.subplots")
     columns = min(len(panels), COLUMNS_OF_PANELS)
@@ -39,8 +39,8 @@ def draw_page(panels: Sequence[Panel], looks: dict[str, Look], x: Axis, y: Axis)
             figure.add_hline(y=panel.unpatched[y.column], line={"color": "#999999", "dash": "dot", "width": 1}, **cell)
         figure.update_xaxes(title_text=x.title, **cell)
         figure.update_yaxes(title_text=y.title, **cell)
-    title = f"tokred sweep: {y.title} over {x.title}"
-    figure.update_layout(template="plotly_white", title=title, hovermode="closest", height=120 + 480 * rows)
+    heading = f"{title}: {y.title} over {x.title}"
+    figure.update_layout(template="plotly_white", title=heading, hovermode="closest", height=120 + 480 * rows)
     return figure.to_html(full_html=True, include_plotlyjs=True)
 
 

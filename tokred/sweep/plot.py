@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from tokred.sweep.axes import axis
+from tokred.sweep.axes import Axis, axis
 from tokred.sweep.page import draw_page
 from tokred.sweep.panels import choose_looks, make_panels
 from tokred.sweep.picture import draw_picture
@@ -28,17 +30,28 @@ def plot_results(
         StorageError: the files cannot be written.
     """
     axes = axis(x), axis(y)
-    rows = read_results(folder).to_dicts()
-    panels = make_panels(rows, *axes)
-    looks = choose_looks([row for panel in panels for curve in panel.curves.values() for row in curve])
     base = Path(out) if out is not None else Path(folder) / f"pareto_{x}_{y}"
     if base.suffix in (".png", ".html"):
         base = base.with_suffix("")
+    return draw_plot(read_results(folder).to_dicts(), *axes, base)
+
+
+def draw_plot(
+    rows: Sequence[dict[str, Any]], x: Axis, y: Axis, base: Path, title: str = "tokred sweep"
+) -> tuple[Path, Path]:
+    """Draw rows with the columns of a sweep; ``base`` is the path of both files without their endings.
+
+    Raises:
+        DataError: no row has both values.
+        StorageError: the files cannot be written.
+    """
+    panels = make_panels(rows, x, y)
+    looks = choose_looks([row for panel in panels for curve in panel.curves.values() for row in curve])
     png, html = base.with_name(base.name + ".png"), base.with_name(base.name + ".html")
     try:
         base.parent.mkdir(parents=True, exist_ok=True)
-        draw_picture(png, panels, looks, *axes)
-        html.write_text(draw_page(panels, looks, *axes), encoding="utf-8")
+        draw_picture(png, panels, looks, x, y)
+        html.write_text(draw_page(panels, looks, x, y, title), encoding="utf-8")
     except OSError as error:
         raise StorageError(f"{base}: the plot cannot be written ({error.strerror}).") from error
     return png, html
