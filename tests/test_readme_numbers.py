@@ -4,6 +4,11 @@ import json
 import re
 from pathlib import Path
 
+import polars as pl
+import pytest
+
+from tokred.adapters import registry
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
@@ -21,3 +26,24 @@ def test_the_coverage_is_the_recorded_one():
     [(names, version)] = re.findall(r"All (\d+) names of timm (\d+\.\d+\.\d+) pass", README.replace("\n", " "))
     assert (int(names), version) == (record["pass"], record["timm"])
     assert record["pass"] == record["names"]
+
+
+def test_the_results_table_is_what_the_sweep_measured():
+    results = pl.read_parquet(ROOT / "docs" / "results" / "quickstart.parquet")
+    rows = re.findall(r"^\| (?:`(\w+)`|unpatched) \| (\d+)% \| (.*) \|$", README, flags=re.MULTILINE)
+    assert len(rows) > 10
+    for method, budget, cells in rows:
+        label = f"budget={budget}%" if method else ""
+        found = results.filter((pl.col("method") == (method or "unpatched")) & (pl.col("label") == label))
+        expected = []
+        for model in ("vit-fmnist", "vit-fmnist-reg"):
+            [point] = found.filter(pl.col("model") == model).iter_rows(named=True)
+            expected += [f"{point['top1']:.1f}", f"{point['agreement']:.1f}", f"{point['speedup']:.2f}x"]
+        assert cells.split(" | ") == expected, method
+    assert set(results["images"]) == {500}, "the text says how many images"
+
+
+@pytest.mark.parametrize("library", ["timm", "open_clip", "transformers"])
+def test_the_table_of_models_is_that_of_the_registry(library):
+    [adapter] = [a for a in registry.all() if a.name == library]
+    assert f"| {library} | {', '.join(adapter.supported())} |" in README

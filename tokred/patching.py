@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -86,15 +86,28 @@ class Handle:
         return f"<{self.method!r} {state} {type(self.model).__name__}>"
 
 
-def patch(model: nn.Module, method: Method, *, trace: bool = False, verify: bool = True) -> Handle:
+def patch(
+    model: nn.Module,
+    method: Method,
+    *,
+    tower: Literal["vision", "text"] = "vision",
+    trace: bool = False,
+    verify: bool = True,
+    full_length: bool = False,
+) -> Handle:
     """Put a token reduction method into a model, in place.
 
     Args:
         model: a supported model, or one that contains exactly one (DDP, compiled and PEFT wrappers are looked into).
         method: what to put in, such as ``tokred.ToMe(r=13)``.
+        tower: which encoder, of a model with two. In a text tower the end-of-text token is protected, and features have
+            their full length, so that what reads the end of the text finds it where it was.
         trace: keep, for the last forward, where every original patch went (``handle.trace``).
         verify: check the patched model on a tiny input: unchanged output when nothing is reduced, and the number of
             tokens that the schedule says. Costs three forward passes of one image.
+        full_length: features leave the encoder with one row for every original token: merged tokens are copied back
+            to all of their places, dropped ones keep the features they had when they were dropped. By default only
+            where the model around the encoder needs it (segmentation, depth), and between blocks.
 
     Returns:
         The handle that takes the patch out again.
@@ -114,11 +127,13 @@ def patch(model: nn.Module, method: Method, *, trace: bool = False, verify: bool
     if not isinstance(method, Method):
         raise TypeError(f"{method!r} is not a method; use for example tokred.ToMe(r=8).")
     bare = unwrap(model)
-    tower = find_tower(bare)
-    _require_patchable(tower)
-    reduction = Reduction(method, tower.shape, padding_in_mask=tower.padding_in_mask, trace=trace)
-    before = _forward(tower) if verify else None
-    handle = Handle(bare, tower, reduction, [])
+    found = find_tower(bare, tower)
+    _require_patchable(found)
+    reduction = Reduction(
+        method, found.shape, padding_in_mask=found.padding_in_mask, trace=trace, full_length=full_length
+    )
+    before = _forward(found) if verify else None
+    handle = Handle(bare, found, reduction, [])
     try:
         _install(handle)
         if before is not None:
@@ -158,10 +173,11 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def _require_patchable(tower: Tower) -> None:
-    for module in tower.module.modules():
-        if _ATTRIBUTE in vars(module):
+    for block in tower.blocks:
+        site = getattr(vars(block).get("forward"), "__self__", None)
+        if isinstance(site, Site):
             raise AlreadyPatchedError(
-                f"{type(module).__name__} is patched already with {vars(module)[_ATTRIBUTE].method!r}; "
+                f"{type(tower.module).__name__} is patched already with {site.reduction.method!r}; "
                 "remove that patch first (handle.remove() or tokred.unpatch(model))."
             )
     for index, block in enumerate(tower.blocks):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import tokred
+from tokred.adapters import find_tower
 from tokred.adapters.parts import BlockParts
 
 EXACT = 1e-5
@@ -20,8 +21,14 @@ EXACT = 1e-5
 
 @torch.no_grad()
 def run(model: nn.Module, x: Any) -> Tensor:
-    """The output without gradients."""
-    return model(x)
+    """What a model is run for, without gradients; models of transformers take keywords and return several things."""
+    if not hasattr(model, "config"):
+        output = model(x)
+        return output[0] if isinstance(output, tuple) else output
+    output = model(**x)
+    named = [output.get(name) for name in ("logits", "image_embeds", "pooler_output")]
+    found = next((value for value in named if value is not None), None)
+    return output.last_hidden_state[:, 0] if found is None else found
 
 
 def difference(a: Tensor, b: Tensor) -> float:
@@ -41,9 +48,9 @@ class Seen:
 def tokens_seen(model: nn.Module, x: Any) -> Seen:
     """Count the tokens by forward hooks, and run the model."""
     blocks, mlps, hooks = [], [], []
-    for block in model.blocks:
+    for block in find_tower(model).blocks:
         hooks.append(block.register_forward_pre_hook(lambda _m, inputs: blocks.append(inputs[0].shape[1])))
-        mlp = next((m for name, m in block.named_modules() if name in {"mlp", "ffns.0.mlp"}), block)
+        mlp = next((m for name, m in block.named_modules() if name in {"mlp", "ffn", "ffns.0.mlp"}), block)
         hooks.append(mlp.register_forward_pre_hook(lambda _m, inputs: mlps.append(inputs[0].shape[1])))
     try:
         return Seen(blocks, mlps, run(model, x))
@@ -168,26 +175,37 @@ def assert_reduction_shows(reduced: Tensor, output: Tensor) -> None:
     assert difference(reduced, output) > 1e-4, "the output is that of the whole model: the patch does nothing"
 
 
-def survivors_are_exact(model: nn.Module, x: Tensor) -> None:
+def survivors_are_exact(model: nn.Module, x: Any) -> None:
     """Pruned tokens are gone and nothing else: survivors are those of the whole model with the pruned keys masked.
 
     The whole model runs unpatched; the masks go into the attention function of torch, behind all position embeddings.
     So this holds only if rows of RoPE and of relative biases went with their tokens.
     """
     method = tokred.TopK(keep=0.7, layers=(0, 1))
-    with tokred.patch(model, method, trace=True, verify=False) as handle, torch.no_grad():
-        reduced = _tokens(model.forward_features(x))
-        slots = [handle.trace.slot(layer) for layer in range(len(model.blocks))]
+    with tokred.patch(model, method, trace=True, verify=False) as handle:
+        reduced = last_tokens(model, x)
+        slots = [handle.trace.slot(layer) for layer in range(handle.tower.shape.depth)]
     alive = [torch.ones_like(slots[0], dtype=torch.bool), *[slot >= 0 for slot in slots[:-1]]]
-    with masked_keys(model, alive), torch.no_grad():
-        whole = _tokens(model.forward_features(x))
+    with masked_keys(model, alive):
+        whole = last_tokens(model, x)
     slot = slots[-1]
-    assert (slot >= 0).sum(dim=1).tolist() == [reduced.shape[1]] * len(x), "kept and traced tokens differ"
+    assert (slot >= 0).sum(dim=1).tolist() == [reduced.shape[1]] * len(reduced), "kept and traced tokens differ"
     image, token = torch.nonzero(slot >= 0, as_tuple=True)
     found, expected = reduced[image, slot[image, token]], whole[image, token]
     assert difference(found, expected) <= 1e-4, (
         f"survivors differ by {difference(found, expected):.1e} from masked ones"
     )
+
+
+def last_tokens(model: nn.Module, x: Any) -> Tensor:
+    """What leaves the last block [B, N, C]."""
+    found: list[Tensor] = []
+    hook = find_tower(model).blocks[-1].register_forward_hook(lambda _m, _i, output: found.append(output))
+    try:
+        run(model, x)
+    finally:
+        hook.remove()
+    return found[0]
 
 
 @contextmanager
@@ -196,23 +214,24 @@ def masked_keys(model: nn.Module, alive: list[Tensor]) -> Iterator[None]:
     original: Callable[..., Tensor] = F.scaled_dot_product_attention
     current: list[int] = []
 
-    def attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, **options: Any) -> Tensor:
+    def attention(
+        q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, *rest: Any, **options: Any
+    ) -> Tensor:
         if not current:
-            return original(q, k, v, attn_mask=attn_mask, **options)
+            return original(q, k, v, attn_mask, *rest, **options)
         mask = torch.zeros(q.shape[0], 1, 1, k.shape[2]).masked_fill(~alive[current[-1]][:, None, None], -torch.inf)
-        return original(q, k, v, attn_mask=mask if attn_mask is None else mask + attn_mask, **options)
+        return original(q, k, v, mask if attn_mask is None else mask + attn_mask, *rest, **options)
 
     hooks = []
-    for layer, block in enumerate(model.blocks):
+    for layer, block in enumerate(find_tower(model).blocks):
         hooks.append(block.register_forward_pre_hook(lambda _m, _i, layer=layer: current.append(layer)))
         hooks.append(block.register_forward_hook(lambda *_: current.clear()))
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # the fast path of nn.MultiheadAttention does not call the function
     with mock.patch.object(F, "scaled_dot_product_attention", attention):
         try:
             yield
         finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
             for hook in hooks:
                 hook.remove()
-
-
-def _tokens(features: Any) -> Tensor:
-    return features["patches"] if isinstance(features, dict) else features

@@ -171,3 +171,28 @@ def test_an_input_size_that_is_set_while_patched_is_followed():
         run(model, torch.randn(1, 3, 96, 96))
         assert handle.trace.tokens_per_layer == [33, 29, 25]
         assert handle.trace.grid == (6, 6)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["vit_base_patch16_224", "vit_medium_patch16_gap_240", "vit_base_patch16_siglip_224", "eva02_base_patch14_448"],
+)
+def test_features_have_the_full_length_on_request_and_pool_the_same(name):
+    model = zoo.build(name)
+    x = zoo.images(model)
+    with tokred.patch(model, tokred.ToMe(r=8)), torch.no_grad():
+        short, by_size = model.forward_features(x), model(x)
+    with tokred.patch(model, tokred.ToMe(r=8), full_length=True) as handle, torch.no_grad():
+        full, by_copies = model.forward_features(x), model(x)
+    assert full.shape[1] == handle.tower.shape.num_tokens > short.shape[1]
+    torch.testing.assert_close(by_copies, by_size, rtol=1e-4, atol=1e-5)
+
+
+def test_dropped_tokens_have_no_vote_in_the_mean_of_full_length_features():
+    model = zoo.build("vit_medium_patch16_gap_240")
+    x = zoo.images(model)
+    outputs = []
+    for full_length in (False, True):
+        with tokred.patch(model, tokred.TopK(keep=0.6), full_length=full_length), torch.no_grad():
+            outputs.append(model(x))
+    torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-5)

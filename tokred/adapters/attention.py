@@ -6,10 +6,9 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from tokred.errors import UnsupportedModelError
 from tokred.state import TokenState
@@ -24,6 +23,29 @@ class Call:
     catching: bool = True
     caught: dict[str, Tensor] = field(default_factory=dict)
     size_bias: Tensor | None = None
+
+
+@dataclass(eq=False)
+class Run(Call):
+    """One call of what surrounds the blocks; ``state`` is that of the block that ran last.
+
+    Attributes:
+        full_length: blocks hand out one row for every token that entered: merged tokens are copied back to all of
+            their places, dropped ones keep the features they had when they were dropped.
+        lead: [B] the token that takes the place of a class token (the end of a text); it is moved to the front.
+    """
+
+    catching: bool = False
+    full_length: bool = False
+    lead: Tensor | None = None
+
+
+class Removable(Protocol):
+    """What can be taken out of a model again, such as a hook."""
+
+    def remove(self) -> None:
+        """Take it out."""
+        ...
 
 
 class _Current(threading.local):
@@ -52,9 +74,14 @@ class AttentionReader:
     """Reads the signals of one kind of attention module; families override what differs.
 
     ``hooks`` installs what catches tensors during a call; ``signals`` turns what was caught into the signals of a view.
+
+    Attributes:
+        always: install the hooks even if the method reads nothing, since the module takes no mask as it is.
     """
 
-    def hooks(self, attn: nn.Module, needs: Iterable[Signal]) -> list[RemovableHandle]:
+    always: bool = False
+
+    def hooks(self, attn: nn.Module, needs: Iterable[Signal]) -> list[Removable]:
         """Install the hooks that the signals need."""
         raise TypeError(f"No way is known to read {sorted(needs)} of {type(attn).__name__}.")
 

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -70,6 +70,10 @@ class Adapter(ABC):
     def tower(self, module: nn.Module) -> Tower | None:
         """The tower that ``module`` itself is, or ``None`` if this family does not know it."""
 
+    def text_tower(self, module: nn.Module) -> Tower | None:
+        """The text tower that ``module`` itself is, or ``None`` if this family does not know it."""
+        return None
+
     @abstractmethod
     def supported(self) -> list[str]:
         """What this family supports, for messages."""
@@ -98,8 +102,8 @@ class AdapterRegistry:
 registry = AdapterRegistry()
 
 
-def find_tower(model: nn.Module) -> Tower:
-    """Find the one tower in ``model``.
+def find_tower(model: nn.Module, kind: Literal["vision", "text"] = "vision") -> Tower:
+    """Find the one tower of a kind in ``model``.
 
     Raises:
         UnsupportedModelError: there is none, or there are several.
@@ -110,7 +114,7 @@ def find_tower(model: nn.Module) -> Tower:
         if module in covered:
             continue
         for adapter in registry.all():
-            tower = adapter.tower(module)
+            tower = adapter.tower(module) if kind == "vision" else adapter.text_tower(module)
             if tower is not None:
                 towers.append((path, tower))
                 covered.update(module.modules())
@@ -120,6 +124,11 @@ def find_tower(model: nn.Module) -> Tower:
     if towers:
         names = ", ".join(f"{path or 'the model itself'} ({type(t.module).__name__})" for path, t in towers)
         raise UnsupportedModelError(f"{type(model).__name__} holds several encoders: {names}. Patch one of them.")
+    if kind == "text":
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no text tower that is known here. Text towers are supported in CLIP-like "
+            "models of open_clip and transformers; leave tower='text' out to reduce the vision tower."
+        )
     supported = "; ".join(f"{a.name}: {', '.join(a.supported())}" for a in registry.all())
     raise UnsupportedModelError(
         f"{type(model).__name__}: no adapter for {_suspects(model)}. Supported: {supported}. "
@@ -150,6 +159,10 @@ def linear_size(modules: Sequence[nn.Module]) -> tuple[int, int]:
     """Multiply-accumulates per token, and numbers written per token, of all linear layers in ``modules``."""
     weights = features = 0
     for module in {m for parent in modules for m in parent.modules()}:
+        packed = getattr(module, "in_proj_weight", None)  # queries, keys and values in one parameter
+        if isinstance(packed, nn.Parameter):
+            weights += packed.numel()
+            features += packed.shape[0]
         out = getattr(module, "out_features", None)
         if isinstance(out, int) and isinstance(module.in_features, int):
             weights += out * module.in_features

@@ -29,8 +29,9 @@ class BlockParts:
         indexed: arguments of the block that are indexed by token: an attention bias [.., N or 1, N], or RoPE rows
             [.., N, D] of the tokens behind the prefix.
         bias: the argument through which an additive float bias over the keys reaches the attention.
-        own_bias: module (relative to the attention) and method that compute a relative position bias of full size.
+        own_bias: path of a module in the block, and its method, that compute a relative position bias of full size.
         own_bias_only: the attention ignores ``bias`` when it has a bias of its own.
+        own_bias_length: argument of that method that is the number of tokens.
         reader: how to read keys, queries and values of the attention.
     """
 
@@ -43,6 +44,7 @@ class BlockParts:
     bias: str = "attn_mask"
     own_bias: tuple[str, str] | None = None
     own_bias_only: bool = False
+    own_bias_length: str | None = None
     reader: AttentionReader = field(default_factory=AttentionReader)
 
     def attention_modules(self, block: nn.Module) -> list[nn.Module]:
@@ -51,6 +53,15 @@ class BlockParts:
             return [block]
         return [getattr(holder, self.attn) for holder in _holders(block, self.attention_stack)]
 
+    def bias_owner(self, block: nn.Module) -> nn.Module | None:
+        """The module that computes a relative position bias for ``block``, if it has one."""
+        if self.own_bias is None:
+            return None
+        owner: Any = block
+        for name in filter(None, self.own_bias[0].split(".")):
+            owner = getattr(owner, name, None)
+        return owner
+
     def mlp_modules(self, block: nn.Module) -> list[nn.Module]:
         """The modules of the MLP branches."""
         parts = [getattr(holder, name, None) for holder in _holders(block, self.mlp_stack) for name in self.mlp]
@@ -58,14 +69,23 @@ class BlockParts:
 
     def attend(self, block: nn.Module, x: Tensor, arguments: Mapping[str, Any]) -> Tensor:
         """The attention branch, without the residual: [B, N, C]; only the attention module gets ``arguments``."""
-        branches = []
+        branches, arguments = [], self.for_attention(block, arguments)
         for holder in _holders(block, self.attention_stack):
             y = x
             for name in self.attention:
                 part = getattr(holder, name, None)
-                y = part(y, **arguments) if name == self.attn and part is not None else _run(part, y)
+                y = self.call(part, y, arguments) if name == self.attn and part is not None else _run(part, y)
             branches.append(y)
         return _sum(branches)
+
+    def for_attention(self, block: nn.Module, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What the attention module gets of the arguments of the block."""
+        return arguments
+
+    def call(self, attn: nn.Module, x: Tensor, arguments: Mapping[str, Any]) -> Tensor:
+        """The attention module alone, as its block calls it; of several results the first is the new tokens."""
+        y = attn(x, **arguments)
+        return y[0] if isinstance(y, tuple) else y
 
     def transform(self, block: nn.Module, x: Tensor) -> Tensor:
         """The MLP branch, without the residual: [B, M, C]."""

@@ -10,16 +10,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
-from tokred.adapters.attention import Call, calling, current_call
+from tokred.adapters.attention import Call, Removable, Run, calling, current_call
 from tokred.adapters.parts import BlockParts
 from tokred.errors import NonFiniteError, ScheduleMismatchError
 from tokred.methods.base import Method
 from tokred.schedule import Schedule
 from tokred.shape import ModelShape
 from tokred.state import TokenState, carry, state_of
-from tokred.token_map import gather_tokens
+from tokred.token_map import TokenMap, gather_tokens
 from tokred.view import LayerView
 
 
@@ -31,17 +30,25 @@ class Reduction:
         shape: the tower at its nominal input size.
         padding_in_mask: the attention mask of the model marks padding tokens.
         trace: keep the state of the last forward.
+        full_length: features leave the encoder with one row for every token that entered.
         idle: run the replaced blocks without reducing anything (the self-check compares this with the original).
         last: state of the last forward, if ``trace``.
     """
 
     def __init__(
-        self, method: Method, shape: ModelShape, *, padding_in_mask: bool = False, trace: bool = False
+        self,
+        method: Method,
+        shape: ModelShape,
+        *,
+        padding_in_mask: bool = False,
+        trace: bool = False,
+        full_length: bool = False,
     ) -> None:
         self.method = method
         self.shape = shape
         self.padding_in_mask = padding_in_mask
         self.trace = trace
+        self.full_length = full_length
         self.idle = False
         self.last: TokenState | None = None
         self._plans = {shape.num_tokens: method.plan(shape)}
@@ -80,44 +87,45 @@ class Site:
         self.parts = parts
         self.layer = layer
         self.reduction = reduction
+        self.own_bias = OwnBias(block, parts)
         self.argument_names = list(inspect.signature(type(block).forward).parameters)[2:]
 
-    def install(self) -> list[RemovableHandle]:
+    def install(self) -> list[Removable]:
         """Replace the forward of the block; returns the hooks that were added."""
         self.block.forward = self.forward
-        hooks = []
+        hooks: list[Removable] = []
         method = self.reduction.method
         modules = self.parts.attention_modules(self.block)
-        if method.needs - {"before"}:
+        if method.needs - {"before"} or self.parts.reader.always:
             hooks += self.parts.reader.hooks(modules[0], method.needs)
-        if self.parts.own_bias is not None:
-            for attn in modules:
-                OwnBias(attn, self.parts).install()
+        self.own_bias.install()
         return hooks
 
     def remove(self) -> None:
         """Give the block its own forward back."""
         vars(self.block).pop("forward", None)
-        for attn in self.parts.attention_modules(self.block):
-            if self.parts.own_bias is not None:
-                OwnBias(attn, self.parts).remove()
+        self.own_bias.remove()
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Run the block on ``x`` [B, N, C], reduced or in full length; returns what the next block expects."""
         arguments = {**dict(zip(self.argument_names, args, strict=False)), **kwargs}
-        state = state_of(x)
+        state, full = state_of(x), x
         if state is None:
-            state = self._start(x, arguments)
-        full = x
+            x, state = self._start(x, arguments)
         if state.short is not None:
             x = state.short
         with calling(Call(state)) as call:
             y, state = self._run(x, state, arguments, call)
         if self.reduction.trace:
             self.reduction.last = state
-        if state.steps and isinstance(current_call(), FullLength):
-            return carry(state.unmerge(y, fill=full), replace(state, short=y))
-        return carry(y, state if state.short is None else replace(state, short=None))
+        run = current_call()
+        if state.steps and isinstance(run, Run) and run.full_length:
+            y, state = state.unmerge(y, fill=full), replace(state, short=y)
+        elif state.short is not None:
+            state = replace(state, short=None)
+        if isinstance(run, Run):
+            run.state = state
+        return carry(y, state)
 
     def _run(self, x: Tensor, state: TokenState, arguments: dict[str, Any], call: Call) -> tuple[Tensor, TokenState]:
         parts, block = self.parts, self.block
@@ -173,7 +181,7 @@ class Site:
         call.caught.clear()  # the memory of the keys is wanted for the MLP
         return token_map.apply(x, state.sizes), state.after(self.layer, token_map)
 
-    def _start(self, x: Tensor, arguments: Mapping[str, Any]) -> TokenState:
+    def _start(self, x: Tensor, arguments: Mapping[str, Any]) -> tuple[Tensor, TokenState]:
         if self.layer > self.reduction.first:
             raise RuntimeError(
                 f"Block {self.layer} received tokens without their reduction state: something between the blocks "
@@ -181,11 +189,16 @@ class Site:
             )
         valid = None
         mask = arguments.get(self.parts.bias) if self.reduction.padding_in_mask else None
-        if mask is not None:
+        if mask is not None and len(mask) == len(x):  # one mask for all images is a bias, and hides no padding
             row = mask[:, 0, 0]  # the first token is never padding, so it sees all that are not
             valid = row if row.dtype == torch.bool else row > torch.finfo(row.dtype).min / 2
         origin = torch.arange(x.shape[1], device=x.device).expand(x.shape[0], -1)
-        return TokenState(num_initial=x.shape[1], valid=valid, origin=origin)
+        state, run = TokenState(num_initial=x.shape[1], valid=valid, origin=origin), current_call()
+        if not isinstance(run, Run) or run.lead is None:
+            return x, state
+        order = (origin != run.lead[:, None]).to(torch.int8).argsort(dim=1, stable=True)
+        token_map = TokenMap.select(order, x.shape[1])
+        return token_map.apply(x), state.after(-1, token_map)
 
     def _indexed(self, arguments: dict[str, Any], state: TokenState, x: Tensor, call: Call) -> dict[str, Any]:
         """The arguments for the tokens that are there, with the bias for sizes and padding slots added."""
@@ -194,11 +207,15 @@ class Site:
             for name, kind in self.parts.indexed.items():
                 if arguments.get(name) is not None:
                     select = select_rope if kind == "rope" else select_bias
-                    arguments[name] = select(arguments[name], state.position, self.reduction.shape.num_prefix)
+                    rows, prefix = arguments[name], self.reduction.shape.num_prefix
+                    if isinstance(rows, tuple):  # cosines and sines
+                        arguments[name] = tuple(select(r, state.position, prefix) for r in rows)
+                    else:
+                        arguments[name] = select(rows, state.position, prefix)
         bias = key_bias(state, self.reduction.method.proportional, x.dtype)
         if bias is not None:
             call.size_bias = bias
-            if not (self.parts.own_bias_only and has_own_bias(self.parts.attention_modules(self.block)[0], self.parts)):
+            if not (self.parts.own_bias_only and self.own_bias.owner is not None):
                 arguments[self.parts.bias] = add_bias(arguments.get(self.parts.bias), bias)
         return arguments
 
@@ -214,12 +231,12 @@ class Site:
 
 
 class OwnBias:
-    """A relative position bias that an attention module computes itself, cut to the tokens that are there."""
+    """A relative position bias that a block computes itself, cut to the tokens that are there."""
 
-    def __init__(self, attn: nn.Module, parts: BlockParts) -> None:
+    def __init__(self, block: nn.Module, parts: BlockParts) -> None:
         self.parts = parts
-        path, self.name = parts.own_bias or ("", "")
-        self.owner = getattr(attn, path) if path else attn
+        self.owner = parts.bias_owner(block)
+        self.name = parts.own_bias[1] if parts.own_bias else ""
 
     def install(self) -> None:
         """Replace the method that computes the bias, on this instance."""
@@ -231,28 +248,21 @@ class OwnBias:
         if self.owner is not None:
             vars(self.owner).pop(self.name, None)
 
-    def bias(self) -> Tensor:
+    def bias(self, *args: Any, **kwargs: Any) -> Tensor:
         """[B or 1, H, M, M] the bias for the tokens of the current call."""
-        bias = getattr(type(self.owner), self.name)(self.owner)
         call = current_call()
-        if call is None or call.state is None:
+        state = None if call is None else call.state
+        if state is not None and self.parts.own_bias_length in kwargs:
+            kwargs[self.parts.own_bias_length] = state.num_initial
+        bias = getattr(type(self.owner), self.name)(self.owner, *args, **kwargs)
+        if call is None or state is None:
             return bias
-        if call.state.position is not None:
-            bias = select_bias(bias, call.state.position, 0)
+        if state.position is not None:
+            bias = select_bias(bias, state.position, 0)
         if self.parts.own_bias_only and call.size_bias is not None:
             bias = bias + call.size_bias
         call.caught["bias"] = bias if self.parts.own_bias_only or call.size_bias is None else bias + call.size_bias
         return bias
-
-
-class FullLength(Call):
-    """The call of a model function that collects tokens between blocks: every block returns the full length."""
-
-
-def has_own_bias(attn: nn.Module, parts: BlockParts) -> bool:
-    """Whether this attention computes a relative position bias itself."""
-    path, _ = parts.own_bias or ("", "")
-    return parts.own_bias is not None and (not path or getattr(attn, path, None) is not None)
 
 
 def key_bias(state: TokenState, proportional: bool, dtype: torch.dtype) -> Tensor | None:

@@ -13,8 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from tokred.adapters.base import Adapter, Tower, Undo, measure_block, registry
 from tokred.adapters.parts import BlockParts
 from tokred.adapters.site import Reduction
+from tokred.adapters.surroundings import RunningMethod
 from tokred.adapters.timm_attention import TimmAttentionReader
-from tokred.adapters.timm_head import FullLengthFeatures, ReducedHead, carry_state, weigh_attention_pool
+from tokred.adapters.timm_head import ReducedHead, carry_state, weigh_attention_pool
 from tokred.errors import UnsupportedModelError
 from tokred.shape import ModelShape
 
@@ -41,12 +42,12 @@ _ROPE = {"attn_mask": "bias", "rope": "rope"}
 _BEIT = {
     "indexed": {"shared_rel_pos_bias": "bias"},
     "bias": "shared_rel_pos_bias",
-    "own_bias": ("", "_get_rel_pos_bias"),
+    "own_bias": ("attn", "_get_rel_pos_bias"),
 }
 _RELPOS = {
     "indexed": {"shared_rel_pos": "bias"},
     "bias": "shared_rel_pos",
-    "own_bias": ("rel_pos", "get_bias"),
+    "own_bias": ("attn.rel_pos", "get_bias"),
     "own_bias_only": True,
 }
 
@@ -117,7 +118,9 @@ class TimmTower(Tower):
     def install(self, reduction: Reduction) -> list[Undo]:
         """Pool by size, and give intermediate features in full length."""
         model: Any = self.module
-        undo: list[Undo] = [ReducedHead(model, reduction).install(), FullLengthFeatures(model).install()]
+        undo: list[Undo] = [ReducedHead(model, reduction).install()]
+        collecting = ["forward_intermediates", *(["forward_features"] if reduction.full_length else [])]
+        undo += [RunningMethod(model, name, full_length=True).install() for name in collecting if hasattr(model, name)]
         undo.append(model.norm.register_forward_hook(carry_state).remove)
         if getattr(model, "attn_pool", None) is not None and reduction.method.pools_by_size:
             undo.append(model.attn_pool.register_forward_pre_hook(weigh_attention_pool, with_kwargs=True).remove)

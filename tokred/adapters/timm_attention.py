@@ -9,9 +9,8 @@ import torch
 from timm.layers.pos_embed_sincos import apply_rot_embed_cat
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.hooks import RemovableHandle
 
-from tokred.adapters.attention import AttentionReader, current_call
+from tokred.adapters.attention import AttentionReader, Removable, current_call
 from tokred.errors import UnsupportedModelError
 from tokred.view import Signal
 
@@ -29,14 +28,17 @@ class TimmAttentionReader(AttentionReader):
     def __init__(self, tokens_first: bool = False) -> None:
         self.tokens_first = tokens_first
 
-    def hooks(self, attn: Any, needs: Iterable[Signal]) -> list[RemovableHandle]:
+    def hooks(self, attn: Any, needs: Iterable[Signal]) -> list[Removable]:
         """Catch the raw keys, the normalised queries and keys, and whatever values are computed from."""
         needs = set(needs) - {"before"}
         if not needs:
             return []
-        hooks = []
+        hooks: list[Removable] = []
         if hasattr(attn, "k_norm"):
-            hooks.append(attn.k_norm.register_forward_pre_hook(_catch_raw_keys))
+            if "keys" in needs:
+                hooks.append(attn.k_norm.register_forward_pre_hook(self._catch_mean_keys))
+            if "head_keys" in needs:
+                hooks.append(attn.k_norm.register_forward_pre_hook(_catch_raw_keys))
             if needs & {"q", "k"}:
                 hooks.append(attn.k_norm.register_forward_hook(_catch_keys))
                 hooks.append(attn.q_norm.register_forward_hook(_catch_queries))
@@ -61,7 +63,7 @@ class TimmAttentionReader(AttentionReader):
 
         return {
             "head_keys": raw_keys,
-            "keys": lambda: raw_keys().mean(dim=1),
+            "keys": lambda: caught["mean_keys"] if "mean_keys" in caught else raw_keys().mean(dim=1),
             "q": lambda: used("queries", 0),
             "k": lambda: used("keys", 1),
             "v": lambda: _project(attn, caught["input"], 2),
@@ -80,6 +82,12 @@ class TimmAttentionReader(AttentionReader):
     def width(self, attn: Any) -> int:
         """The values of a differential attention have double width."""
         return super().width(attn) * 3 // 2 if _is_differential(attn) else super().width(attn)
+
+    def _catch_mean_keys(self, _module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        """Average at once, while the keys are in the cache; later they would have to be fetched again."""
+        call = current_call()
+        if call is not None and call.catching:
+            call.caught["mean_keys"] = inputs[0].mean(dim=2 if self.tokens_first else 1)
 
     def _heads_first(self, x: Tensor) -> Tensor:
         return x.transpose(1, 2) if self.tokens_first else x

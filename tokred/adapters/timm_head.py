@@ -1,4 +1,4 @@
-"""What surrounds the blocks of a timm model: pooling by size, and intermediate features in full length."""
+"""What comes behind the blocks of a timm model: pooling by size."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ from torch import Tensor, nn
 
 from tokred.adapters.attention import Call, calling, current_call
 from tokred.adapters.base import Undo
-from tokred.adapters.site import FullLength, Reduction, add_bias
+from tokred.adapters.pool import votes, weigh
+from tokred.adapters.site import Reduction, add_bias
 from tokred.errors import UnsupportedModelError
 from tokred.state import TokenState, carry, state_of
 
 
 def carry_state(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-    """Hook for the final norm: its output keeps the state of its input, unless that has the full length again."""
-    state = state_of(inputs[0])
-    if state is not None and state.short is None:
-        carry(output, state)
+    """Hook for the final norm: its output keeps the state of its input."""
+    carry(output, state_of(inputs[0]))
 
 
 class ReducedHead:
@@ -56,15 +55,21 @@ class ReducedHead:
         original = type(self.model).forward_head
         x = arguments[self.argument_names[0]]
         state = state_of(x)
-        if state is None or state.short is not None or not state.steps:
+        if state is None or not state.steps:
             return original(self.model, **arguments)
         if arguments.get("patch_valid") is not None:
-            valid = torch.ones_like(x[..., 0], dtype=torch.bool) if state.valid is None else state.valid
-            arguments["patch_valid"] = valid[:, self.model.num_prefix_tokens :]
+            arguments["patch_valid"] = self._valid(arguments["patch_valid"], x, state)
         if self.averages:
             arguments[self.argument_names[0]] = self._weighed(x, state, arguments.get("patch_valid"))
         with calling(Call(state)):
             return original(self.model, **arguments)
+
+    def _valid(self, patch_valid: Tensor, x: Tensor, state: TokenState) -> Tensor:
+        """[B, P] which of the patches in ``x`` are real, and not dropped."""
+        first = self.model.num_prefix_tokens
+        if state.short is not None:
+            return patch_valid & (state.slot()[:, first:] >= 0)
+        return torch.ones_like(x[:, first:, 0], dtype=torch.bool) if state.valid is None else state.valid[:, first:]
 
     @property
     def averages(self) -> bool:
@@ -73,16 +78,11 @@ class ReducedHead:
 
     def _weighed(self, x: Tensor, state: TokenState, patch_valid: Tensor | None) -> Tensor:
         """Scale the tokens so that their plain mean is their mean by size."""
-        prefix = 0 if getattr(self.model, "pool_include_prefix", False) else self.model.num_prefix_tokens
-        if not self.by_size and state.valid is None:
+        if not self.by_size and state.valid is None and state.short is None:
             return x
-        weight = state.sizes if state.sizes is not None and self.by_size else torch.ones(x.shape[:2], device=x.device)
-        if state.valid is not None:
-            weight = weight * state.valid
-        weight = weight[:, prefix:]
-        count = weight.shape[1] if patch_valid is None else patch_valid.sum(dim=1, keepdim=True)
-        weight = weight * count / weight.sum(dim=1, keepdim=True)
-        return torch.cat([x[:, :prefix], x[:, prefix:] * weight.unsqueeze(2).to(x.dtype)], dim=1)
+        first = 0 if getattr(self.model, "pool_include_prefix", False) else self.model.num_prefix_tokens
+        count = None if patch_valid is None else patch_valid.sum(dim=1, keepdim=True)
+        return weigh(x, votes(state, self.by_size), first, count)
 
 
 def weigh_attention_pool(
@@ -90,34 +90,8 @@ def weigh_attention_pool(
 ) -> tuple[tuple[Tensor, ...], dict[str, Any]] | None:
     """Pre-hook for attention pooling: a token is attended to once for every patch it stands for."""
     call = current_call()
-    if call is None or call.state is None or call.state.sizes is None:
+    if call is None or call.state is None or (call.state.sizes is None and call.state.short is None):
         return None
     tokens = inputs[0].shape[1]
-    bias = call.state.sizes.log()[:, None, None, -tokens:].to(inputs[0].dtype)
+    bias = votes(call.state, True).log()[:, None, None, -tokens:].to(inputs[0].dtype)
     return inputs, {**kwargs, "attn_mask": add_bias(kwargs.get("attn_mask"), bias)}
-
-
-class FullLengthFeatures:
-    """The replaced ``forward_intermediates``: what it collects between the blocks has the full length.
-
-    Merged tokens are copied back to all of their places; dropped ones keep the features they had when they were
-    dropped.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model: Any = model
-
-    def install(self) -> Undo:
-        """Replace the method on this instance, if its class has it."""
-        if hasattr(type(self.model), "forward_intermediates"):
-            self.model.forward_intermediates = self.forward_intermediates
-        return self.remove
-
-    def remove(self) -> None:
-        """Give the instance its own method back."""
-        vars(self.model).pop("forward_intermediates", None)
-
-    def forward_intermediates(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the model's own method while all blocks return the full length."""
-        with calling(FullLength(None)):
-            return type(self.model).forward_intermediates(self.model, *args, **kwargs)

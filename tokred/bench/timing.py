@@ -1,7 +1,8 @@
 """Interleaved timing: the only clock of this package.
 
-Two functions run in turn, A B A B ..., and every B is compared with the A just before it. What else the machine does
-slows both of a pair, so the median of the ratios holds where the seconds themselves do not.
+Two functions run in pairs, A B, B A, A B ..., and each B is compared with the A beside it. What else the machine does
+slows both of a pair, and turning the pairs round cancels a slow drift and what the first place is worth; so the median of
+the ratios holds where the seconds themselves do not.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def compare(
     max_seconds: float | None = None,
     report: Callable[[float], None] | None = None,
 ) -> Comparison:
-    """Time two functions in turn: A B A B ...
+    """Time two functions in pairs: A B, B A, A B ...
 
     Args:
         base: the first of every pair.
@@ -89,7 +90,11 @@ def compare(
     pairs: list[tuple[float, float]] = []
     started = time.perf_counter()
     while len(pairs) < rounds:
-        pairs.append((_seconds(base, device), _seconds(other, device)))
+        if len(pairs) % 2 == 0:
+            pairs.append((_seconds(base, device), _seconds(other, device)))
+        else:
+            after = _seconds(other, device)
+            pairs.append((_seconds(base, device), after))
         if report is not None:
             report(len(pairs) / rounds)
         if max_seconds is not None and len(pairs) >= 3 and time.perf_counter() - started > max_seconds:

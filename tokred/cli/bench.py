@@ -24,7 +24,7 @@ def bench(
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = SpeedBench.dtype,
     out: Annotated[Path | None, typer.Option(help="Write JSON there, and a page (.md) beside it.")] = None,
 ) -> None:
-    """Time ToMe beside the unpatched model, A B A B ..., and set the median ratio against the ratio of the MACs."""
+    """Time ToMe beside the unpatched model, A B, B A ..., and set the median ratio against the ratio of the MACs."""
     setting = SpeedBench(model, tuple(r or SpeedBench.rs), batch_size, num_threads, rounds, device, dtype)
     table = Table("r", "tokens at the end", "GMACs", "ideal", "measured", "middle half", "measured / ideal", "images/s")
     for column in table.columns:

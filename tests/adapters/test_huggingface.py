@@ -1,0 +1,291 @@
+"""transformers' vision encoders, built from small configs: the promises of a patch, and what surrounds an encoder."""
+
+from __future__ import annotations
+
+import copy
+import json
+import threading
+from typing import Any
+
+import pytest
+import torch
+import transformers as hf
+
+import tokred
+from tokred.adapters import find_tower
+from tokred.adapters.huggingface import FAMILIES
+from tokred.errors import UnsupportedModelError
+
+from . import zoo_huggingface as zoo
+from .promises import difference, keeps_promises, last_tokens, run, survivors_are_exact
+
+NAMES = list(zoo.MODELS)
+# one of every way to build a block, to pool and to number the tokens in front
+STRUCTURES = ("vit", "deit", "ijepa", "beit", "beit-shared", "clip", "siglip", "siglip2", "dinov3", "aimv2")
+OTHERS = [name for name in tokred.methods() if name != "tome"]
+
+
+def test_every_family_has_a_model_in_the_zoo():
+    assert {find_tower(zoo.build(name)).encoder.config.model_type for name in NAMES} == set(FAMILIES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_tome_keeps_its_promises_on_every_family(name):
+    keeps_promises(zoo.build(name), tokred.ToMe(r=4), zoo.images(name))
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in zoo.EAGER_ONLY])
+def test_survivors_are_exact_on_every_family(name):
+    survivors_are_exact(zoo.build(name), zoo.images(name))
+
+
+@pytest.mark.parametrize("method", OTHERS)
+@pytest.mark.parametrize(
+    "name", [n if n in STRUCTURES else pytest.param(n, marks=pytest.mark.full) for n in NAMES if n != "aimv2"]
+)
+def test_every_method_keeps_its_promises_on_every_structure(name, method):
+    keeps_promises(zoo.build(name), tokred.methods()[method](), zoo.images(name))
+
+
+@pytest.mark.parametrize("method", [m for m in OTHERS if m != "ats"])
+def test_every_method_with_fixed_counts_keeps_its_promises_with_a_pool_that_takes_no_mask(method):
+    keeps_promises(zoo.build("aimv2"), tokred.methods()[method](), zoo.images("aimv2"))
+
+
+def test_ats_says_that_a_pool_without_mask_cannot_take_ragged_batches():
+    with pytest.raises(UnsupportedModelError, match="takes no mask"):
+        tokred.patch(zoo.build("aimv2"), tokred.ATS())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_merged_token_counts_in_the_pool_for_all_of_its_patches(name):
+    model, x = zoo.build(name), zoo.images(name)
+    with tokred.patch(model, tokred.ToMe(r=9)):
+        by_size = run(model, x)
+    with tokred.patch(model, tokred.ToMe(r=9), full_length=True):
+        by_copies = run(model, x)
+    torch.testing.assert_close(by_size, by_copies, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["vit", "siglip", "dinov3", "beit"])
+@pytest.mark.parametrize("method", ["tome", "topk", "zerotprune"])
+def test_eager_and_sdpa_attention_agree(name, method):
+    outputs = []
+    for attention in ("eager", "sdpa"):
+        model = zoo.build(name, attention)
+        with tokred.patch(model, tokred.methods()[method]()):
+            outputs.append(run(model, zoo.images(name)))
+    torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-5)
+
+
+def test_the_attention_implementation_may_change_while_patched():
+    model, x = zoo.build("vit"), zoo.images("vit")
+    with tokred.patch(model, tokred.TopK()):
+        before = run(model, x)
+        model.set_attn_implementation("eager")
+        assert model(**x, output_attentions=True).attentions[0] is not None, "only eager attention returns its weights"
+        torch.testing.assert_close(run(model, x), before, rtol=1e-4, atol=1e-5)
+
+
+def test_kernels_without_masks_hand_over_to_sdpa_where_sizes_count(monkeypatch):
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    def flash(module, query, key, value, attention_mask, **kwargs):
+        assert attention_mask is None, "flash attention takes no additive mask"
+        calls.append(query.shape[2])
+        return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, None, **kwargs)
+
+    calls: list[int] = []
+    model, x = zoo.build("vit"), zoo.images("vit")
+    with tokred.patch(model, tokred.ToMe(r=8)):
+        expected = run(model, x)
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "flash_attention_2", flash)
+    model.config._attn_implementation_internal = "flash_attention_2"
+    with tokred.patch(model, tokred.ToMe(r=8), verify=False):
+        torch.testing.assert_close(run(model, x), expected, rtol=1e-4, atol=1e-5)
+    assert calls == [65], "the first block has no sizes yet"
+
+
+def test_two_models_of_one_config_stay_independent():
+    config = hf.ViTConfig(**zoo.SMALL, **zoo.MLP, num_labels=7)
+    first, second = (hf.ViTForImageClassification(config).eval() for _ in range(2))
+    assert first.config is second.config
+    x = zoo.images("vit")
+    before, text = run(second, x), config.to_json_string()
+    with tokred.patch(first, tokred.TopK(keep=0.5)):
+        assert torch.equal(run(second, x), before)
+        assert config.to_json_string() == text
+        with tokred.patch(second, tokred.ToMe(r=8)):
+            assert difference(run(second, x), before) > 1e-4
+        assert torch.equal(run(second, x), before)
+
+
+def test_hidden_states_are_short_or_of_full_length_on_request():
+    model, x = zoo.build("dinov2"), zoo.images("dinov2")
+    with tokred.patch(model, tokred.ToMe(r=8)):
+        lengths = [h.shape[1] for h in model(**x, output_hidden_states=True).hidden_states]
+        assert lengths == [65, 57, 49, 41]
+    with tokred.patch(model, tokred.ToMe(r=8), trace=True, full_length=True) as handle:
+        found = model(**x, output_hidden_states=True).hidden_states
+        slot = handle.trace.slot(2)
+    assert [h.shape[1] for h in found] == [65] * 4
+    together = slot[0] == slot[0, :, None]
+    assert together.sum() > 65, "some tokens were merged"
+    rows = found[-1][0]
+    assert all(torch.equal(rows[i], rows[j]) for i, j in together.nonzero().tolist()), "merged tokens share one row"
+
+
+@pytest.mark.parametrize(
+    ("model_class", "config_class", "knobs"),
+    [
+        (hf.ViTForMaskedImageModeling, hf.ViTConfig, {**zoo.MLP, "encoder_stride": 8}),
+        (hf.ViTMAEForPreTraining, hf.ViTMAEConfig, {**zoo.MLP, "mask_ratio": 0.5, "decoder_num_hidden_layers": 1}),
+        (hf.Dinov2Backbone, hf.Dinov2Config, {"mlp_ratio": 2, "out_features": ["stage1", "stage3"]}),
+        (hf.BeitForMaskedImageModeling, hf.BeitConfig, {**zoo.MLP, "vocab_size": 50}),
+    ],
+)
+def test_dense_models_get_a_row_for_every_patch(model_class, config_class, knobs):
+    model = model_class(config_class(**{**zoo.SMALL, **knobs})).eval()
+    x: dict[str, Any] = zoo.images("vit")
+    if model_class is hf.ViTMAEForPreTraining:
+        x["noise"] = torch.rand(2, 64)
+    with torch.no_grad():
+        whole = model(**x).to_tuple()
+        with tokred.patch(model, tokred.ToMe(r=4), trace=True) as handle:
+            reduced = model(**x).to_tuple()
+            tokens = handle.trace.tokens_per_layer
+    assert tokens[-1] == handle.tower.shape.num_tokens - 12
+    for before, after in zip(whole, reduced, strict=True):
+        if isinstance(before, torch.Tensor):
+            assert before.shape == after.shape
+
+
+def test_checkpointing_gives_the_same_gradients():
+    gradients = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        model = zoo.build("dinov3").train()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        with tokred.patch(model, tokred.ToMe(r=8)):
+            model(**zoo.images("dinov3")).pooler_output.square().sum().backward()
+        gradients.append([p.grad for p in model.parameters() if p.grad is not None])
+    assert len(gradients[0]) == len(gradients[1])
+    for plain, checkpointed in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, checkpointed, rtol=1e-4, atol=1e-6)
+
+
+def test_threads_do_not_see_each_other():
+    model = zoo.build("siglip")
+    inputs = [zoo.images("siglip", batch) for batch in (1, 2, 3, 4)]
+    found: dict[int, torch.Tensor] = {}
+    with tokred.patch(model, tokred.TopK(keep=0.5)):
+        expected = [run(model, x) for x in inputs]
+        threads = [threading.Thread(target=lambda i=i: found.update({i: run(model, inputs[i])})) for i in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert all(torch.allclose(found[i], expected[i], atol=1e-5) for i in range(4))
+
+
+def test_images_of_different_shapes_are_reduced_as_they_are_alone():
+    model = zoo.build("siglip2")
+    whole = zoo.images("siglip2", 1)
+    small = {key: value.clone() for key, value in zoo.images("siglip2", 1).items()}
+    small["spatial_shapes"] = torch.tensor([[5, 6]])
+    small["pixel_attention_mask"][:, 30:] = 0
+    small["pixel_values"][:, 30:] = 7.0
+    other = {**small, "pixel_values": small["pixel_values"].clone()}
+    other["pixel_values"][:, 30:] = -3.0
+    batch = {key: torch.cat([whole[key], small[key]]) for key in whole}
+    with tokred.patch(model, tokred.ToMe(r=3)):
+        torch.testing.assert_close(
+            run(model, batch), torch.cat([run(model, whole), run(model, small)]), rtol=1e-4, atol=1e-5
+        )
+        torch.testing.assert_close(run(model, small), run(model, other), rtol=1e-4, atol=1e-5)
+
+
+def test_a_clip_model_is_patched_in_its_vision_tower_and_saved_as_unpatched(tmp_path):
+    vision = {**zoo.SMALL, **zoo.MLP}
+    text = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    config = hf.CLIPConfig(
+        vision_config=vision, text_config={**text, "vocab_size": 100, "eos_token_id": 99}, projection_dim=16
+    )
+    model = hf.CLIPModel(config).eval()
+    ids, x = torch.tensor([[1, 5, 6, 99]]), zoo.images("clip")
+    with torch.no_grad():
+        words, pictures = model.get_text_features(ids).pooler_output, model.get_image_features(**x).pooler_output
+        with tokred.patch(model, tokred.ToMe(r=8)) as handle:
+            assert type(handle.tower.encoder).__name__ == "CLIPVisionModel"
+            assert torch.equal(model.get_text_features(ids).pooler_output, words)
+            assert difference(model.get_image_features(**x).pooler_output, pictures) > 1e-4
+            model.save_pretrained(tmp_path / "patched")
+        model.save_pretrained(tmp_path / "plain")
+    for name in ("config.json", "model.safetensors"):
+        assert (tmp_path / "patched" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
+    assert "tokred" not in json.dumps(json.loads((tmp_path / "patched" / "config.json").read_text()))
+
+
+def test_a_patched_model_can_be_copied():
+    model, x = zoo.build("dinov2"), zoo.images("dinov2")
+    with tokred.patch(model, tokred.TopK(keep=0.5)):
+        twin = copy.deepcopy(model)
+        assert torch.equal(run(twin, x), run(model, x))
+    assert last_tokens(model, x).shape[1] == 65
+    assert difference(run(twin, x), run(model, x)) > 1e-4, "the copy keeps its patch"
+    tokred.unpatch(twin)
+    assert torch.equal(run(twin, x), run(model, x))
+
+
+@pytest.mark.parametrize("name", ["vit", "clip", "siglip", "dinov3", "beit"])
+@pytest.mark.parametrize("method", ["tome", "evit", "diffrate"])
+def test_the_analytic_cost_agrees_with_a_counter_that_runs_the_model(name, method):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = zoo.build(name, hidden_size=192, intermediate_size=768, image_size=128).requires_grad_(False)
+    handle = tokred.patch(model, tokred.create_method(method), verify=False)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        handle.tower.run(handle.tower.example())
+    assert handle.cost.macs == pytest.approx(counter.get_total_flops() / 2, rel=0.01)
+
+
+def test_other_models_are_refused_by_name():
+    swin = hf.SwinForImageClassification(
+        hf.SwinConfig(image_size=64, patch_size=4, embed_dim=24, depths=[1, 1], num_heads=[2, 2], window_size=4)
+    )
+    with pytest.raises(UnsupportedModelError, match="SwinForImageClassification"):
+        tokred.patch(swin, tokred.ToMe(r=4))
+    siglip2 = hf.Siglip2ForImageClassification(
+        hf.Siglip2Config(vision_config={**zoo.SMALL, **zoo.MLP, "num_patches": 64})
+    )
+    with pytest.raises(UnsupportedModelError, match="Siglip2ForImageClassification averages"):
+        tokred.patch(siglip2, tokred.ToMe(r=4))
+
+
+def test_an_attention_without_interface_is_refused_and_the_model_left_alone():
+    model, x = zoo.build("vit"), zoo.images("vit")
+
+    class Attention(torch.nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner, self.num_heads, self.head_dim = inner, 3, 16
+
+        def forward(self, hidden_states, attention_mask=None, **kwargs):
+            return self.inner(hidden_states, attention_mask, **kwargs)
+
+    for layer in model.vit.layers:
+        layer.attention = Attention(layer.attention)
+    before = run(model, x)
+    with pytest.raises(UnsupportedModelError, match="AttentionInterface"):
+        tokred.patch(model, tokred.ToMe(r=4))
+    assert torch.equal(run(model, x), before)
+    with tokred.patch(model, tokred.Random()):
+        assert difference(run(model, x), before) > 1e-4
+
+
+def test_a_block_of_another_make_is_refused():
+    model = zoo.build("vit")
+    model.vit.layers[1].adapter = torch.nn.Linear(48, 48)
+    with pytest.raises(UnsupportedModelError, match=r"unknown parts \['adapter'\]"):
+        tokred.patch(model, tokred.ToMe(r=4))

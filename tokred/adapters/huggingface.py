@@ -1,0 +1,417 @@
+"""Vision encoders of transformers, and the models around them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tokred.adapters.attention import current_call
+from tokred.adapters.base import Adapter, Tower, Undo, linear_size, measure_block, registry
+from tokred.adapters.huggingface_attention import HuggingFaceReader, is_pretrained
+from tokred.adapters.parts import BlockParts
+from tokred.adapters.pool import votes, weigh
+from tokred.adapters.site import Reduction
+from tokred.adapters.surroundings import RunningMethod, SizedKeys
+from tokred.errors import UnsupportedModelError
+from tokred.shape import ModelShape
+from tokred.state import TokenState
+from tokred.token_map import take
+
+
+class _BeitParts(BlockParts):
+    """The block adds its relative position bias to the mask before it calls the attention."""
+
+    def for_attention(self, block: Any, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Compute the bias as the block does."""
+        own = ("interpolate_pos_encoding", "resolution")
+        rest = {name: value for name, value in arguments.items() if name not in own}
+        if block.relative_position_bias is None:
+            return rest
+        window = tuple(side // block.patch_size for side in arguments["resolution"])
+        mask = rest.get("attention_mask")
+        bias = block.relative_position_bias(window, arguments.get("interpolate_pos_encoding", False), dim_size=None)
+        return {**rest, "attention_mask": bias if mask is None else bias + mask}
+
+
+_COMMON: dict[str, Any] = {
+    "indexed": {"attention_mask": "bias"},
+    "bias": "attention_mask",
+    "reader": HuggingFaceReader(),
+}
+_VIT: dict[str, Any] = {
+    "attention": ("layernorm_before", "attention", "dropout", "lambda_1", "drop_path"),
+    "mlp": ("layernorm_after", "mlp", "dropout", "lambda_2", "drop_path"),
+    "attn": "attention",
+    **_COMMON,
+}
+_CLIP = BlockParts(attention=("layer_norm1", "self_attn"), mlp=("layer_norm2", "mlp"), attn="self_attn", **_COMMON)
+_DINO = BlockParts(
+    attention=("norm1", "attention", "layer_scale1", "drop_path"),
+    mlp=("norm2", "mlp", "layer_scale2", "drop_path"),
+    attn="attention",
+    **{**_COMMON, "indexed": {"attention_mask": "bias", "position_embeddings": "rope"}},
+)
+_AIM = BlockParts(attention=("rms_norm1", "attention"), mlp=("rms_norm2", "ffn"), attn="attention", **_COMMON)
+_BEIT = _BeitParts(**_VIT, own_bias=("relative_position_bias", "forward"), own_bias_length="dim_size")
+
+
+@dataclass(frozen=True)
+class Family:
+    """A kind of encoder, known by the ``model_type`` of its config.
+
+    Attributes:
+        name: as users know it.
+        parts: how its blocks are put together.
+        prefix: tokens in front of the patches, by config.
+        has_class_token: the first of them is a class token.
+    """
+
+    name: str
+    parts: BlockParts
+    prefix: Callable[[Any], int] = lambda _config: 1
+    has_class_token: bool = True
+
+
+def _with_registers(config: Any) -> int:
+    return 1 + config.num_register_tokens
+
+
+_NO_PREFIX: dict[str, Any] = {"prefix": lambda _config: 0, "has_class_token": False}
+FAMILIES = {
+    "vit": Family("ViT", BlockParts(**_VIT)),
+    "deit": Family("DeiT", BlockParts(**_VIT), prefix=lambda _config: 2),
+    "vit_msn": Family("ViT-MSN", BlockParts(**_VIT)),
+    "vit_mae": Family("ViT-MAE", BlockParts(**_VIT)),
+    "ijepa": Family("I-JEPA", BlockParts(**_VIT), **_NO_PREFIX),
+    "beit": Family("BEiT", _BEIT),
+    "clip_vision_model": Family("CLIP", _CLIP),
+    "metaclip_2_vision_model": Family("MetaCLIP 2", _CLIP),
+    "altclip_vision_model": Family("AltCLIP", _CLIP),
+    "chinese_clip_vision_model": Family("Chinese CLIP", _CLIP),
+    "clipseg_vision_model": Family("CLIPSeg", _CLIP),
+    "git_vision_model": Family("GIT", _CLIP),
+    "owlvit_vision_model": Family("OWL-ViT", _CLIP),
+    "owlv2_vision_model": Family("OWLv2", _CLIP),
+    "siglip_vision_model": Family("SigLIP", _CLIP, **_NO_PREFIX),
+    "siglip2_vision_model": Family("SigLIP 2", _CLIP, **_NO_PREFIX),
+    "dinov2": Family("DINOv2", _DINO),
+    "dinov2_with_registers": Family("DINOv2 with registers", _DINO, prefix=_with_registers),
+    "dinov3_vit": Family("DINOv3", _DINO, prefix=_with_registers),
+    "aimv2_vision_model": Family("AIMv2", _AIM, **_NO_PREFIX),
+}
+"""Encoders by the ``model_type`` of their config."""
+
+TEXT_FAMILIES = {
+    "clip_text_model": Family("CLIP text", _CLIP),
+    "metaclip_2_text_model": Family("MetaCLIP 2 text", _CLIP),
+    "siglip_text_model": Family("SigLIP text", _CLIP),
+    "siglip2_text_model": Family("SigLIP 2 text", _CLIP),
+}
+
+# what comes behind the encoder, by class: takes the class token or pools itself, or averages the patches
+_READS_POOLED = ("ViTForImageClassification", "ViTMSNForImageClassification", "BeitForImageClassification")
+_READS_POOLED += ("DeiTForImageClassification", "DeiTForImageClassificationWithTeacher")
+_AVERAGES = ("Dinov2ForImageClassification", "Dinov2WithRegistersForImageClassification", "IJepaForImageClassification")
+_AVERAGES += ("CLIPForImageClassification", "MetaClip2ForImageClassification", "SiglipForImageClassification")
+
+
+class HuggingFaceTower(Tower):
+    """An encoder of transformers, alone or inside a model that takes ``pixel_values``.
+
+    Attributes:
+        encoder: the module that embeds the patches and runs the blocks.
+        kind: what is known about this kind of encoder.
+    """
+
+    family = "transformers"
+    padding_in_mask = True
+
+    def __init__(self, module: nn.Module, encoder: Any, blocks: Sequence[nn.Module], kind: Family) -> None:
+        super().__init__(module, blocks, [kind.parts] * len(blocks))
+        self.encoder = encoder
+        self.kind = kind
+
+    def measure(self) -> ModelShape:
+        """Read the sizes off the config and the modules."""
+        config = self.encoder.config
+        blocks = tuple(measure_block(block, self.kind.parts) for block in self.blocks)
+        prefix = self.kind.prefix(config)
+        grid = self._grid()
+        patches = grid[0] * grid[1]
+        shown = int(patches * (1 - getattr(config, "mask_ratio", 0.0)))  # a masked autoencoder shows some, shuffled
+        inside = {m for block in self.blocks for m in block.modules()} | set(self.encoder.embeddings.modules())
+        per_token, once = _head_macs(m for m in self.module.modules() if m not in inside)
+        return ModelShape(
+            blocks=blocks,
+            num_tokens=shown + prefix,
+            num_prefix=prefix,
+            registers_only=not self.kind.has_class_token,
+            grid=grid if not hasattr(config, "mask_ratio") else None,
+            dim=int(config.hidden_size),
+            stem_macs=patches * _patch_weights(self.encoder.embeddings),
+            head_macs=once,
+            head_weights=per_token,
+            parameters=sum(p.numel() for p in self.module.parameters()),
+        )
+
+    def example(self) -> dict[str, Tensor]:
+        """One random image, in the keyword arguments of the model."""
+        config, weight = self.encoder.config, next(self.encoder.parameters())
+        generator = torch.Generator().manual_seed(0)
+
+        def random(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=generator).to(weight.device, weight.dtype)
+
+        rows, columns = self._grid()
+        channels = getattr(config, "num_channels", 3)
+        if not hasattr(config, "num_patches"):
+            size = [side * p for side, p in zip((rows, columns), _pair(config.patch_size), strict=True)]
+            noise = {"noise": random(1, rows * columns)} if hasattr(config, "mask_ratio") else {}
+            return {"pixel_values": random(1, channels, *size), **noise}
+        return {
+            "pixel_values": random(1, rows * columns, channels * config.patch_size**2),
+            "pixel_attention_mask": torch.ones(1, rows * columns, dtype=torch.int64, device=weight.device),
+            "spatial_shapes": torch.tensor([[rows, columns]], device=weight.device),
+        }
+
+    def run(self, example: Mapping[str, Tensor]) -> Tensor:
+        """Logits, or pooled features, or else the last hidden state."""
+        output = self.module(**example)
+        for name in ("logits", "image_embeds", "pooler_output", "last_hidden_state"):
+            if getattr(output, name, None) is not None:
+                return output[name]
+        first = output.to_tuple()[0]
+        return first if isinstance(first, Tensor) else first[-1]
+
+    def install(self, reduction: Reduction) -> list[Undo]:
+        """Pool by size; give dense models, and whoever asked, the full length."""
+        full_length = reduction.full_length or self._is_dense()
+        after = None
+        if type(self.module).__name__ in _AVERAGES and reduction.method.pools_by_size:
+            after = _Averaged(reduction.shape.num_prefix)
+        undo: list[Undo] = [RunningMethod(self.encoder, "forward", full_length=full_length, after=after).install()]
+        for module in self.encoder.modules():
+            name = type(module).__name__
+            if name.endswith("MultiheadAttentionPoolingHead"):
+                undo.append(module.register_forward_pre_hook(_reduced_mask, with_kwargs=True).remove)
+                sized = SizedKeys(reduction)
+                undo.append(module.attention.register_forward_pre_hook(sized, with_kwargs=True).remove)  # type: ignore
+            elif name == "Aimv2AttentionPoolingHead":
+                undo.append(module.register_forward_pre_hook(_one_row_a_patch).remove)
+            elif name == "BeitPooler" and module.layernorm is not None and reduction.method.pools_by_size:
+                undo.append(module.register_forward_pre_hook(_weigh_patches).remove)
+        return undo
+
+    def _is_dense(self) -> bool:
+        """Whether what comes behind the encoder wants a row for every patch."""
+        name = type(self.module).__name__
+        return not (name in _READS_POOLED or name in _AVERAGES or name.endswith(("Model", "ModelWithProjection")))
+
+    def _grid(self) -> tuple[int, int]:
+        config = self.encoder.config
+        if hasattr(config, "num_patches"):
+            return int(config.num_patches**0.5), int(config.num_patches**0.5)
+        rows, columns = (s // p for s, p in zip(_pair(config.image_size), _pair(config.patch_size), strict=True))
+        return rows, columns
+
+
+class HuggingFaceAdapter(Adapter):
+    """Every transformers model that takes ``pixel_values`` and holds one known encoder."""
+
+    name = "transformers"
+
+    def tower(self, module: nn.Module) -> Tower | None:
+        """A tower if there is exactly one known encoder, all of whose blocks are built as its family's."""
+        if not is_pretrained(module) or getattr(module, "main_input_name", "") != "pixel_values":
+            return None
+        encoders = [m for m in module.modules() if hasattr(m, "embeddings") and hasattr(m, "config")]
+        if len(encoders) != 1:
+            return None
+        encoder: Any = encoders[0]
+        kind = FAMILIES.get(encoder.config.model_type)
+        blocks = _blocks(encoder)
+        if kind is None or not blocks:
+            return None
+        for block in blocks:
+            _require_parts(block, kind)
+        if type(module).__name__ in ("Siglip2ForImageClassification",):
+            raise UnsupportedModelError(
+                f"{type(module).__name__} averages patches by the mask of the whole image, which does not fit reduced "
+                "tokens. Patch its vision_model and pool pooler_output, or use SiglipForImageClassification."
+            )
+        return HuggingFaceTower(module, encoder, blocks, kind)
+
+    def text_tower(self, module: nn.Module) -> Tower | None:
+        """A tower if ``module`` is a known text model."""
+        if not is_pretrained(module) or not hasattr(module, "embeddings"):
+            return None
+        kind = TEXT_FAMILIES.get(getattr(module.config, "model_type", ""))  # type: ignore[attr-defined]
+        blocks = _blocks(module)
+        if kind is None or not blocks:
+            return None
+        for block in blocks:
+            _require_parts(block, kind)
+        return HuggingFaceTextTower(module, module, blocks, kind)
+
+    def supported(self) -> list[str]:
+        """The families."""
+        return [family.name for family in FAMILIES.values()]
+
+
+class HuggingFaceTextTower(HuggingFaceTower):
+    """The text tower of a CLIP-like model. The token that is pooled is protected; features have the full length."""
+
+    padding_in_mask = False
+
+    def measure(self) -> ModelShape:
+        """Read the sizes off the config and the modules; embedding words costs no multiplications."""
+        config = self.encoder.config
+        inside = {m for block in self.blocks for m in block.modules()}
+        _, once = _head_macs(m for m in self.module.modules() if m not in inside)
+        return ModelShape(
+            blocks=tuple(measure_block(block, self.kind.parts) for block in self.blocks),
+            num_tokens=int(config.max_position_embeddings),
+            num_prefix=1,
+            dim=int(config.hidden_size),
+            head_macs=once,
+            parameters=sum(p.numel() for p in self.module.parameters()),
+        )
+
+    def example(self) -> dict[str, Tensor]:
+        """One random text that fills the context."""
+        config = self.encoder.config
+        last = config.eos_token_id if isinstance(config.eos_token_id, int) and config.eos_token_id != 2 else None
+        ids = torch.arange(3, 3 + config.max_position_embeddings) % (config.vocab_size - 1)
+        if last is not None:
+            ids = torch.where(ids == last, 0, ids)
+        ids[-1] = config.vocab_size - 1 if last is None else last
+        return {"input_ids": ids[None].to(next(self.encoder.parameters()).device)}
+
+    def install(self, reduction: Reduction) -> list[Undo]:
+        """Move the pooled token to the front, and give everything its place back behind the blocks."""
+        running = RunningMethod(self.encoder, "forward", full_length=True, lead=self._lead)
+        mask = self.encoder.encoder.register_forward_pre_hook(_explicit_mask, with_kwargs=True)
+        return [running.install(), mask.remove]
+
+    def _lead(self, arguments: dict[str, Any]) -> Tensor:
+        """[B] the position that the model pools: the end of the text, or the last token (SigLIP)."""
+        ids, end = arguments["input_ids"], getattr(self.encoder, "eos_token_id", None)
+        if end is None:
+            return torch.full_like(ids[:, 0], ids.shape[1] - 1)
+        return ids.argmax(dim=1) if end == 2 else (ids == end).int().argmax(dim=1)
+
+
+def _explicit_mask(
+    _module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Pre-hook for a causal encoder: tokens change their places, so which may see which must be said by a mask."""
+    if not kwargs.get("is_causal"):
+        return None
+    mask, x = kwargs.get("attention_mask"), kwargs["inputs_embeds"]
+    if mask is None:
+        mask = torch.ones(1, 1, x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
+    return inputs, {**kwargs, "attention_mask": mask, "is_causal": False}
+
+
+class _Averaged:
+    """Scale the patches of an encoder's output, so that the mean that follows counts every patch once."""
+
+    def __init__(self, num_prefix: int) -> None:
+        self.num_prefix = num_prefix
+
+    def __call__(self, output: Any, state: TokenState) -> Any:
+        if state.steps:
+            output.last_hidden_state = weigh(output.last_hidden_state, votes(state, True), self.num_prefix)
+        return output
+
+
+def _state() -> TokenState | None:
+    """The state behind the last block of the encoder that is running, once tokens were reduced."""
+    call = current_call()
+    return None if call is None or call.state is None or not call.state.steps else call.state
+
+
+def _weigh_patches(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+    """Pre-hook for a pool that averages all but the class token."""
+    state = _state()
+    return None if state is None else (weigh(inputs[0], votes(state, True), 1), *inputs[1:])
+
+
+def _reduced_mask(
+    _module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Pre-hook for a pool that takes the padding mask of the image: the mask of the tokens that are left."""
+    state = _state()
+    if state is None or state.short is not None or len(inputs) < 2 or inputs[1] is None:
+        return None
+    valid = torch.ones(state.slot().shape[0], state.num_tokens) if state.valid is None else state.valid
+    return (inputs[0], valid.to(inputs[1].device, inputs[1].dtype), *inputs[2:]), kwargs
+
+
+def _one_row_a_patch(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+    """Pre-hook for a pool that takes neither sizes nor masks: a merged token comes once for every patch of it."""
+    state = _state()
+    if state is None or state.short is not None:
+        return None
+    if state.valid is not None:
+        raise UnsupportedModelError(
+            "This attention pool takes no mask, so a method that keeps another number of tokens in every image cannot "
+            "be used. Use one with a fixed number, or patch with full_length=True."
+        )
+    slot = state.slot()
+    alive = (slot >= 0).sum(dim=1)
+    order = (slot < 0).to(torch.int8).argsort(dim=1, stable=True)[:, : int(alive.max())]
+    return (take(inputs[0], slot.gather(1, order)), *inputs[1:])
+
+
+def _blocks(encoder: nn.Module) -> list[nn.Module]:
+    lists = [
+        m for name, m in encoder.named_modules() if isinstance(m, nn.ModuleList) and name.endswith(("layers", "layer"))
+    ]
+    return list(lists[0]) if len(lists) == 1 else []
+
+
+def _require_parts(block: nn.Module, kind: Family) -> None:
+    """Every child and parameter of the block must be one that the family's description runs through."""
+    known = {*kind.parts.attention, *kind.parts.mlp, *(kind.parts.own_bias or ())}
+    found = [name for name, _ in [*block.named_children(), *block.named_parameters(recurse=False)]]
+    strange = [name for name in found if name not in known]
+    missing = [
+        name for name in (kind.parts.attn, kind.parts.mlp[-1]) if not hasattr(block, name) and name == kind.parts.attn
+    ]
+    if strange or missing:
+        raise UnsupportedModelError(
+            f"{type(block).__name__} is not built as the {kind.name} blocks that are known here: "
+            f"unknown parts {strange}, missing {missing}. Supported versions of transformers: 5.18 and newer."
+        )
+
+
+def _patch_weights(embeddings: nn.Module) -> int:
+    """Multiply-accumulates of the patch embedding per patch."""
+    return sum(m.weight.numel() for m in embeddings.modules() if isinstance(m, nn.Conv2d | nn.Linear))
+
+
+def _head_macs(modules: Any) -> tuple[int, int]:
+    """Multiply-accumulates behind the blocks: per token (keys and values of attention pools), and once."""
+    per_token = once = 0
+    for module in modules:
+        if isinstance(module, nn.MultiheadAttention):
+            per_token += 2 * module.embed_dim**2
+            once += 2 * module.embed_dim**2
+        elif type(module).__name__ == "Aimv2AttentionPoolingHead":
+            per_token += 2 * module.hidden_size**2
+            once -= 2 * module.hidden_size**2  # its k_proj and v_proj are counted below
+        elif isinstance(module, nn.Linear) and type(module).__name__ != "NonDynamicallyQuantizableLinear":
+            once += linear_size([module])[0]
+    return per_token, once
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+registry.add(HuggingFaceAdapter())

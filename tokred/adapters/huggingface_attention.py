@@ -1,0 +1,129 @@
+"""Reading the attention of transformers models, through the library's own registry of attention functions."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from tokred.adapters.attention import AttentionReader, Removable, current_call
+from tokred.errors import UnsupportedModelError
+from tokred.view import Signal
+
+NAME = "tokred"  # in transformers' registry of attention functions
+_CONFIG = "_tokred_config"
+
+
+class HuggingFaceReader(AttentionReader):
+    """Queries, keys and values are what the attention function gets; raw keys are what ``k_proj`` gives."""
+
+    def hooks(self, attn: Any, needs: Iterable[Signal]) -> list[Removable]:
+        """Put ``attn`` on an attention function that shows its arguments and then calls the one the model asked for."""
+        needs = set(needs)
+        hooks: list[Removable] = [OwnAttention(attn)]
+        read: tuple[Signal, ...] = ("keys", "head_keys")
+        for signal in read:
+            if signal in needs and hasattr(attn, "k_proj"):
+                hooks.append(attn.k_proj.register_forward_hook(partial(self._catch_keys, attn, signal)))
+        return hooks
+
+    def signals(
+        self, attn: Any, caught: Mapping[str, Tensor], arguments: Mapping[str, Any], num_prefix: int
+    ) -> Mapping[Signal, Callable[[], Tensor]]:
+        """Signals of one call."""
+        return {
+            "head_keys": lambda: caught.get("head_keys", caught["k"]),
+            "keys": lambda: caught["keys"] if "keys" in caught else caught["k"].mean(dim=1),
+            "q": lambda: caught["q"],
+            "k": lambda: caught["k"],
+            "v": lambda: caught["v"],
+        }
+
+    def _catch_keys(
+        self, attn: nn.Module, signal: Signal, _module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor
+    ) -> None:
+        """Keys of all heads, or their mean, taken at once, while they are in the cache."""
+        call = current_call()
+        if call is not None and call.catching:
+            keys = output.unflatten(-1, (-1, self.head_dim(attn)))
+            call.caught[signal] = keys.mean(dim=2) if signal == "keys" else keys.transpose(1, 2)
+
+    def heads(self, attn: Any) -> int:
+        """Number of query heads."""
+        return int(attn.num_heads if hasattr(attn, "num_heads") else attn.num_attention_heads)
+
+    def scale(self, attn: Any) -> float | None:
+        """Factor on the products of queries and keys."""
+        return getattr(attn, "scaling", None) or getattr(attn, "scale", None)
+
+
+class OwnAttention:
+    """One attention module with a copy of its config that names our attention function.
+
+    The config of the model stays as it is, so models that share one config stay independent, masks are made as
+    before, and ``model.set_attn_implementation`` keeps working.
+    """
+
+    def __init__(self, attn: Any) -> None:
+        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+        if _functions_of(attn) is None:
+            raise UnsupportedModelError(
+                f"{type(attn).__name__} does not take its attention function from transformers' AttentionInterface, so "
+                "its queries and keys cannot be read. Try a method that needs none (tokred.Random), or a model class "
+                "that supports attn_implementation='sdpa'."
+            )
+        if NAME not in ALL_ATTENTION_FUNCTIONS:
+            ALL_ATTENTION_FUNCTIONS.register(NAME, attention)
+        self.attn = attn
+        setattr(attn, _CONFIG, attn.config)
+        attn.config = copy.copy(attn.config)
+        attn.config._attn_implementation_internal = NAME
+
+    def remove(self) -> None:
+        """Give the module its config back."""
+        self.attn.config = vars(self.attn).pop(_CONFIG)
+
+
+def attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, Tensor | None]:
+    """Show queries [B, H, N, D], keys and values to the running call; then attend as the model's own config says.
+
+    Kernels without additive masks (flash attention) hand over to SDPA where sizes must be added to the logits.
+    """
+    call = current_call()
+    if call is not None and call.catching:
+        call.caught.update(q=query, k=key, v=value)
+        if attention_mask is not None:
+            call.caught["bias"] = attention_mask
+    name = vars(module)[_CONFIG]._attn_implementation
+    additive = attention_mask is not None and attention_mask.is_floating_point()
+    if additive and name not in ("eager", None):
+        name = "sdpa"
+    return _implementation(module, name)(module, query, key, value, attention_mask, **kwargs)
+
+
+def _implementation(module: nn.Module, name: str | None) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    functions = _functions_of(module)
+    assert functions is not None, "checked when the module was patched"
+    return functions.ALL_ATTENTION_FUNCTIONS.get_interface(name or "eager", functions.eager_attention_forward)
+
+
+def _functions_of(attn: nn.Module) -> Any:
+    """The file that defines the class of ``attn``, if it takes its attention function from the registry."""
+    for cls in type(attn).__mro__:
+        file = sys.modules.get(cls.__module__)
+        if hasattr(file, "ALL_ATTENTION_FUNCTIONS") and hasattr(file, "eager_attention_forward"):
+            return file
+    return None
+
+
+def is_pretrained(module: nn.Module) -> bool:
+    """Whether ``module`` is a model of transformers; asked without importing the library."""
+    library: Any = sys.modules.get("transformers.modeling_utils")
+    return library is not None and isinstance(module, library.PreTrainedModel)
