@@ -289,3 +289,13 @@ def test_a_block_of_another_make_is_refused():
     model.vit.layers[1].adapter = torch.nn.Linear(48, 48)
     with pytest.raises(UnsupportedModelError, match=r"unknown parts \['adapter'\]"):
         tokred.patch(model, tokred.ToMe(r=4))
+
+
+@pytest.mark.parametrize("name", ["vit", "siglip", "dinov3"])
+def test_a_patched_encoder_compiles_into_one_graph(name):
+    model, x = zoo.build(name), zoo.images(name)
+    with tokred.patch(model, tokred.ToMe(r=4)):
+        expected = run(model, x)
+        torch.compiler.reset()
+        model.compile(fullgraph=True, backend="eager")
+        torch.testing.assert_close(run(model, x), expected)

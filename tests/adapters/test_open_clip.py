@@ -102,3 +102,12 @@ def test_a_tower_with_a_block_of_another_class_is_refused():
     visual.transformer.resblocks[1] = nn.TransformerEncoderLayer(48, 3, batch_first=True)
     with pytest.raises(tokred.UnsupportedModelError, match="TransformerEncoderLayer"):
         tokred.patch(visual, tokred.ToMe(r=4))
+
+
+def test_a_patched_tower_compiles_into_one_graph():
+    visual, x = zoo.build("attention-pool").visual, zoo.images()
+    with tokred.patch(visual, tokred.ToMe(r=4)):
+        expected = run(visual, x)
+        torch.compiler.reset()
+        visual.compile(fullgraph=True, backend="eager")
+        torch.testing.assert_close(run(visual, x), expected, rtol=1e-4, atol=1e-5)

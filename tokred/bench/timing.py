@@ -1,8 +1,8 @@
 """Interleaved timing: the only clock of this package.
 
 Two functions run in pairs, A B, B A, A B ..., and each B is compared with the A beside it. What else the machine does
-slows both of a pair, and turning the pairs round cancels a slow drift and what the first place is worth; so the median of
-the ratios holds where the seconds themselves do not.
+slows both of a pair, and turning the pairs round cancels a slow drift and what the first place is worth; so the median
+of the ratios holds where the seconds themselves do not.
 """
 
 from __future__ import annotations
