@@ -14,8 +14,9 @@ FACADE = "tokred"
 # from the roof to the cellar; a floor may use itself and everything below. See docs/design.md, "Folders and floors".
 FLOORS = (
     {"cli"},
+    {"learn"},
     {"sweep", "bench"},
-    {"learn", "train"},
+    {"train"},
     {"evaluate", "integrations"},
     {FACADE},
     {"patching", "nn", "assets"},

@@ -14,6 +14,7 @@ from tokred.cli.bench import bench
 from tokred.cli.console import errors, output
 from tokred.cli.explain import explain
 from tokred.cli.knobs import free_options
+from tokred.cli.learn import learn
 from tokred.cli.listing import methods, models, schedules
 from tokred.cli.sweep import plot, sweep
 from tokred.errors import TokredError
@@ -36,6 +37,7 @@ def _version(version: bool = typer.Option(False, "--version", help="Print the ve
 
 for command in (explain, sweep, plot, bench, methods, models, schedules):
     app.command()(command)
+app.add_typer(learn, name="learn")
 if importlib.util.find_spec("tokred.cli.train") is not None:
     app.command()(importlib.import_module("tokred.cli.train").train)
 
