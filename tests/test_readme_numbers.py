@@ -47,3 +47,15 @@ def test_the_results_table_is_what_the_sweep_measured():
 def test_the_table_of_models_is_that_of_the_registry(library):
     [adapter] = [a for a in registry.all() if a.name == library]
     assert f"| {library} | {', '.join(adapter.supported())} |" in README
+
+
+def test_the_table_of_speed_is_what_the_benchmark_measured():
+    record = json.loads((ROOT / "docs" / "results" / "bench_tome.json").read_text())
+    page = (ROOT / "docs" / "benchmarks.md").read_text()
+    for point in record["results"]:
+        ratio = f"{point['measured']:.3f} ({point['low']:.3f} to {point['high']:.3f})"
+        cells = [str(point["r"]), str(point["tokens"]), f"{point['gmacs']:.2f}", f"{point['ideal']:.2f}", ratio]
+        assert f"| {' | '.join(cells)} | {point['measured_over_ideal']:.3f} |" in page
+    assert record["device"] in page
+    assert f"{record['rounds']} for every r" in page
+    assert all(f"{name} {version}" in page for name, version in record["versions"].items())
