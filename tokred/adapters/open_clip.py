@@ -28,14 +28,9 @@ class _MultiheadParts(BlockParts):
         return attn(x, x, x, need_weights=False, attn_mask=arguments.get("attn_mask"))[0]
 
 
-_BLOCKS = {
-    "ResidualAttentionBlock": _MultiheadParts(
-        attention=("ln_1", "attn", "ls_1"), mlp=("ln_2", "mlp", "ls_2"), reader=MultiheadReader()
-    ),
-    "CustomResidualAttentionBlock": BlockParts(
-        attention=("ln_1", "attn", "ln_attn", "ls_1"), mlp=("ln_2", "mlp", "ls_2"), reader=OpenClipReader()
-    ),
-}
+_BRANCHES: dict[str, Any] = {"attention": ("ln_1", "attn", "ln_attn", "ls_1"), "mlp": ("ln_2", "mlp", "ls_2")}
+_MULTIHEAD = _MultiheadParts(**_BRANCHES, reader=MultiheadReader())
+_OWN = BlockParts(**_BRANCHES, reader=OpenClipReader())
 
 
 class VisualTower(Tower):
@@ -223,9 +218,19 @@ class OpenClipAdapter(Adapter):
 
 
 def _parts(blocks: Sequence[nn.Module]) -> list[BlockParts] | None:
-    """How the blocks are put together, or ``None`` if one is not known."""
-    found = [_BLOCKS.get(type(block).__name__) for block in blocks]
+    """How the blocks are put together, read off their parts, or ``None`` if one is not known."""
+    found = [_parts_of(block) for block in blocks]
     return None if None in found else [parts for parts in found if parts is not None]
+
+
+def _parts_of(block: nn.Module) -> BlockParts | None:
+    known = {*_BRANCHES["attention"], *_BRANCHES["mlp"]}
+    if any(name not in known for name, _ in [*block.named_children(), *block.named_parameters(recurse=False)]):
+        return None
+    attn = getattr(block, "attn", None)
+    if isinstance(attn, nn.MultiheadAttention):
+        return _MULTIHEAD
+    return _OWN if hasattr(attn, "ln_k") and hasattr(attn, "in_proj_weight") else None
 
 
 registry.add(OpenClipAdapter())
