@@ -59,3 +59,14 @@ def test_the_table_of_speed_is_what_the_benchmark_measured():
     assert record["device"] in page
     assert f"{record['rounds']} for every r" in page
     assert all(f"{name} {version}" in page for name, version in record["versions"].items())
+
+
+def test_the_table_of_the_search_is_what_was_measured():
+    record = json.loads((ROOT / "docs" / "results" / "search_zerotprune_test.json").read_text())
+    page = (ROOT / "docs" / "benchmarks.md").read_text()
+    for row in record["results"]:
+        cells = [row["schedule"], f"{row['gmacs']:.3f}", f"{row['top1']:.2f}", f"{row['agreement']:.2f}"]
+        assert f"| {' | '.join(cells)} |" in page
+        assert row["images"] == 10_000
+    search = json.loads((ROOT / "docs" / "results" / "search_zerotprune.json").read_text())
+    assert f"{len(search['trials'])} trials" in page

@@ -101,7 +101,8 @@ def patch(
         model: a supported model, or one that contains exactly one (DDP, compiled and PEFT wrappers are looked into).
         method: what to put in, such as ``tokred.ToMe(r=13)``.
         tower: which encoder, of a model with two. In a text tower the end-of-text token is protected, and features have
-            their full length, so that what reads the end of the text finds it where it was.
+            their full length, so that what reads the end of the text finds it where it was. Tokens behind the end take
+            part in matching.
         trace: keep, for the last forward, where every original patch went (``handle.trace``).
         verify: check the patched model on a tiny input: unchanged output when nothing is reduced, and the number of
             tokens that the schedule says. Costs three forward passes of one image.

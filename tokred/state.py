@@ -39,6 +39,7 @@ class TokenState:
         short: the reduced tokens, where the tensor that carries this state has the full length.
         memory: what the method put aside.
         origin: [B, N0] the slots of the initial tokens before anything is reduced: their own indices.
+        full_length: blocks hand out one row for every initial token.
     """
 
     num_initial: int
@@ -49,6 +50,7 @@ class TokenState:
     short: Tensor | None = None
     memory: dict[str, Any] = field(default_factory=dict)
     origin: Tensor | None = None
+    full_length: bool = False
 
     @property
     def num_tokens(self) -> int:

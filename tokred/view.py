@@ -148,10 +148,11 @@ class LayerView:
         return torch.arange(self.num_prefix, device=self.x.device).expand(self.batch, -1)
 
     def keep_padding(self, score: Tensor) -> Tensor:
-        """Raise the ``score`` [B, P] of padding above all others, so that a fixed number of real patches is reduced."""
-        if self.valid is None:
-            return score
-        return score.masked_fill(~self.valid[:, self.num_prefix :], torch.inf)
+        """Raise the ``score`` [B, P] of padding above all others, so that a fixed number of real patches is reduced.
+
+        The best real patch is raised with it, so that something is left of an image that is smaller than this number.
+        """
+        return score if self.valid is None else keep_padding(score, self.valid[:, self.num_prefix :])
 
     def _signal(self, name: Signal) -> Tensor:
         value = self._signals.get(name)
@@ -160,3 +161,9 @@ class LayerView:
         if not isinstance(value, Tensor):
             value = self._signals[name] = value()
         return value
+
+
+def keep_padding(score: Tensor, valid: Tensor) -> Tensor:
+    """:meth:`LayerView.keep_padding` for patches [B, P] that are real where ``valid`` is true."""
+    best = score.masked_fill(~valid, -torch.inf).argmax(dim=1, keepdim=True)
+    return score.masked_fill(~valid, torch.inf).scatter(1, best, torch.inf)

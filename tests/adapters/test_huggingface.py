@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import subprocess
+import sys
 import threading
 from typing import Any
 
@@ -160,15 +162,32 @@ def test_dense_models_get_a_row_for_every_patch(model_class, config_class, knobs
             assert before.shape == after.shape
 
 
-def test_checkpointing_gives_the_same_gradients():
+@pytest.mark.parametrize("full_length", [False, True])
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        ("dinov3", tokred.ToMe(r=8)),
+        ("beit", tokred.ToMe(r=[8, 0, 8])),
+        ("beit", tokred.TopK(layers=(0,))),
+        ("siglip", tokred.TopK(layers=(1,))),
+    ],
+)
+def test_checkpointing_gives_the_same_gradients(name, method, full_length):
     gradients = []
     for checkpointing in (False, True):
-        torch.manual_seed(0)
-        model = zoo.build("dinov3").train()
+        model, calls = zoo.build(name).train(), []
         if checkpointing:
-            model.gradient_checkpointing_enable()
-        with tokred.patch(model, tokred.ToMe(r=8)):
-            model(**zoo.images("dinov3")).pooler_output.square().sum().backward()
+            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
+        tower = find_tower(model)
+        for block in tower.blocks:
+            norm = next(m for n, m in block.named_modules() if "norm" in n)
+            norm.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        torch.manual_seed(0)  # for stochastic depth, and for the noise that DINOv3 adds to positions
+        with tokred.patch(model, method, full_length=full_length, verify=False):
+            output = model(**zoo.images(name))
+            (output.logits if "logits" in output else output.pooler_output).square().sum().backward()
+        assert len(calls) == (6 if checkpointing else 3), "every block runs again in backward"
         gradients.append([p.grad for p in model.parameters() if p.grad is not None])
     assert len(gradients[0]) == len(gradients[1])
     for plain, checkpointed in zip(*gradients, strict=True):
@@ -204,6 +223,64 @@ def test_images_of_different_shapes_are_reduced_as_they_are_alone():
             run(model, batch), torch.cat([run(model, whole), run(model, small)]), rtol=1e-4, atol=1e-5
         )
         torch.testing.assert_close(run(model, small), run(model, other), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", [m for m in tokred.methods() if m != "ats"])
+def test_of_every_image_something_is_left(method):
+    model, x = zoo.build("siglip2"), zoo.images("siglip2", 3)
+    x["spatial_shapes"] = torch.tensor([[8, 8], [5, 6], [1, 2]])
+    x["pixel_attention_mask"] = (torch.arange(64) < torch.tensor([[64], [30], [2]])).long()
+    other = {**x, "pixel_values": x["pixel_values"].masked_fill(x["pixel_attention_mask"][:, :, None] == 0, 5.0)}
+    for full_length in (False, True):
+        with tokred.patch(model, tokred.create_method(method), full_length=full_length):
+            found = run(model, x)
+            assert torch.isfinite(found).all()
+            torch.testing.assert_close(run(model, other), found, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", [m for m in tokred.methods() if m not in ("ats", "diffrate", "evit")])
+def test_a_pool_without_mask_sees_no_dropped_token_in_full_length(method):
+    model, x = zoo.build("aimv2"), zoo.images("aimv2")
+    outputs = []
+    for full_length in (False, True):
+        with tokred.patch(model, tokred.create_method(method), full_length=full_length):
+            outputs.append(run(model, x))
+    torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-5)
+
+
+def test_a_patched_model_survives_pickling_into_another_process(tmp_path):
+    model, x = zoo.build("vit"), zoo.images("vit")
+    with tokred.patch(model, tokred.TopK(keep=0.5)):
+        torch.save((model, x, run(model, x)), tmp_path / "patched.pt")
+    code = """
+import sys, torch
+model, x, expected = torch.load(sys.argv[1], weights_only=False)
+with torch.no_grad():
+    assert torch.allclose(model(**x).logits, expected, atol=1e-5)
+"""
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "patched.pt")], check=True)
+
+
+def test_a_dense_model_with_two_encoders_gets_the_full_length():
+    vision = {**zoo.SMALL, **zoo.MLP}
+    text = {**zoo.TEXT, "max_position_embeddings": 16, "eos_token_id": 99}
+    config = hf.CLIPSegConfig(
+        vision_config=vision,
+        text_config=text,
+        projection_dim=16,
+        extract_layers=[0, 1],
+        reduce_dim=8,
+        decoder_num_attention_heads=2,
+        decoder_intermediate_size=16,
+    )
+    model = hf.CLIPSegForImageSegmentation(config).eval()
+    x = {**zoo.images("clip"), "input_ids": torch.tensor([[1, 5, 99], [1, 6, 99]])}
+    with torch.no_grad():
+        whole = model(**x).logits
+        with tokred.patch(model, tokred.ToMe(r=8)):
+            reduced = model(**x).logits
+    assert reduced.shape == whole.shape
+    assert difference(reduced, whole) > 1e-5
 
 
 def test_a_clip_model_is_patched_in_its_vision_tower_and_saved_as_unpatched(tmp_path):

@@ -111,3 +111,28 @@ def test_a_text_tower_that_is_not_there_is_refused():
         tokred.patch(vision, tokred.ToMe(r=2), tower="text")
     with pytest.raises(UnsupportedModelError, match="masks the padding of its texts"):
         tokred.patch(zoo_open_clip.build_coca(), tokred.ToMe(r=2), tower="text")
+
+
+def test_intermediate_features_of_a_text_end_where_it_ends():
+    model = zoo_open_clip.build("class-token")
+    words = torch.randint(1, 99, (2, 16), generator=torch.Generator().manual_seed(0))
+    words[0, 12:], words[1, 3:] = 0, 0
+    words[0, 12], words[1, 3] = 99, 99
+    with tokred.patch(model, tokred.ToMe(r=3), tower="text"), torch.no_grad():
+        found = model.forward_intermediates(text=words)
+        torch.testing.assert_close(found["text_features"], model.encode_text(words, normalize=True))
+    assert [f.shape[1] for f in found["text_intermediates"]] == [16] * 3
+
+
+def test_a_checkpointed_text_gives_the_same_gradients():
+    gradients = []
+    for checkpointing in (False, True):
+        model = zoo_open_clip.build("class-token").train()
+        model.set_grad_checkpointing(checkpointing)
+        words = torch.arange(1, 33).reshape(2, 16)
+        with tokred.patch(model, tokred.ToMe(r=3), tower="text", verify=False):
+            model.encode_text(words).square().sum().backward()
+        gradients.append([p.grad for p in model.transformer.parameters() if p.grad is not None])
+    assert len(gradients[0]) == len(gradients[1]) > 0
+    for plain, checkpointed in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, checkpointed, rtol=1e-4, atol=1e-6)

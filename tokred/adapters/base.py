@@ -29,6 +29,7 @@ class Tower(ABC):
         shape: numbers for cost and schedules.
         family: name of the adapter, for messages.
         padding_in_mask: the attention mask that the blocks get marks padding tokens.
+        surrounding: the model in which the tower was found.
     """
 
     family: str = "registered blocks"
@@ -38,6 +39,7 @@ class Tower(ABC):
         self.module = module
         self.blocks = list(blocks)
         self.parts = list(parts)
+        self.surrounding = module
 
     @cached_property
     def shape(self) -> ModelShape:
@@ -120,6 +122,7 @@ def find_tower(model: nn.Module, kind: Literal["vision", "text"] = "vision") -> 
                 covered.update(module.modules())
                 break
     if len(towers) == 1:
+        towers[0][1].surrounding = model
         return towers[0][1]
     if towers:
         names = ", ".join(f"{path or 'the model itself'} ({type(t.module).__name__})" for path, t in towers)

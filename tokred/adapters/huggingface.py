@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,22 @@ from tokred.state import TokenState
 from tokred.token_map import take
 
 
-class _BeitParts(BlockParts):
+class _Parts(BlockParts):
+    """Blocks whose class checkpoints its own forward."""
+
+    def original(self, block: nn.Module) -> Callable[..., Tensor]:
+        """The forward without the checkpoint around it."""
+        return inspect.unwrap(type(block).forward)
+
+    def checkpoint(self, block: Any) -> Callable[..., Tensor] | None:
+        """The block's own checkpoint (transformers before 5.20 checkpoint the call, outside of any forward)."""
+        inside = hasattr(type(block).forward, "__wrapped__")
+        return (
+            block._gradient_checkpointing_func if inside and block.gradient_checkpointing and block.training else None
+        )
+
+
+class _BeitParts(_Parts):
     """The block adds its relative position bias to the mask before it calls the attention."""
 
     def for_attention(self, block: Any, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -48,15 +64,31 @@ _VIT: dict[str, Any] = {
     "attn": "attention",
     **_COMMON,
 }
-_CLIP = BlockParts(attention=("layer_norm1", "self_attn"), mlp=("layer_norm2", "mlp"), attn="self_attn", **_COMMON)
-_DINO = BlockParts(
+_CLIP = _Parts(attention=("layer_norm1", "self_attn"), mlp=("layer_norm2", "mlp"), attn="self_attn", **_COMMON)
+_DINO = _Parts(
     attention=("norm1", "attention", "layer_scale1", "drop_path"),
     mlp=("norm2", "mlp", "layer_scale2", "drop_path"),
     attn="attention",
     **{**_COMMON, "indexed": {"attention_mask": "bias", "position_embeddings": "rope"}},
 )
-_AIM = BlockParts(attention=("rms_norm1", "attention"), mlp=("rms_norm2", "ffn"), attn="attention", **_COMMON)
+_AIM = _Parts(attention=("rms_norm1", "attention"), mlp=("rms_norm2", "ffn"), attn="attention", **_COMMON)
 _BEIT = _BeitParts(**_VIT, own_bias=("relative_position_bias", "forward"), own_bias_length="dim_size")
+
+
+def _class_token(_config: Any) -> int:
+    return 1
+
+
+def _class_and_distillation(_config: Any) -> int:
+    return 2
+
+
+def _with_registers(config: Any) -> int:
+    return 1 + config.num_register_tokens
+
+
+def _nothing(_config: Any) -> int:
+    return 0
 
 
 @dataclass(frozen=True)
@@ -72,21 +104,17 @@ class Family:
 
     name: str
     parts: BlockParts
-    prefix: Callable[[Any], int] = lambda _config: 1
+    prefix: Callable[[Any], int] = _class_token
     has_class_token: bool = True
 
 
-def _with_registers(config: Any) -> int:
-    return 1 + config.num_register_tokens
-
-
-_NO_PREFIX: dict[str, Any] = {"prefix": lambda _config: 0, "has_class_token": False}
+_NO_PREFIX: dict[str, Any] = {"prefix": _nothing, "has_class_token": False}
 FAMILIES = {
-    "vit": Family("ViT", BlockParts(**_VIT)),
-    "deit": Family("DeiT", BlockParts(**_VIT), prefix=lambda _config: 2),
-    "vit_msn": Family("ViT-MSN", BlockParts(**_VIT)),
-    "vit_mae": Family("ViT-MAE", BlockParts(**_VIT)),
-    "ijepa": Family("I-JEPA", BlockParts(**_VIT), **_NO_PREFIX),
+    "vit": Family("ViT", _Parts(**_VIT)),
+    "deit": Family("DeiT", _Parts(**_VIT), prefix=_class_and_distillation),
+    "vit_msn": Family("ViT-MSN", _Parts(**_VIT)),
+    "vit_mae": Family("ViT-MAE", _Parts(**_VIT)),
+    "ijepa": Family("I-JEPA", _Parts(**_VIT), **_NO_PREFIX),
     "beit": Family("BEiT", _BEIT),
     "clip_vision_model": Family("CLIP", _CLIP),
     "metaclip_2_vision_model": Family("MetaCLIP 2", _CLIP),
@@ -208,7 +236,7 @@ class HuggingFaceTower(Tower):
 
     def _is_dense(self) -> bool:
         """Whether what comes behind the encoder wants a row for every patch."""
-        name = type(self.module).__name__
+        name = type(self.surrounding if is_pretrained(self.surrounding) else self.module).__name__
         return not (name in _READS_POOLED or name in _AVERAGES or name.endswith(("Model", "ModelWithProjection")))
 
     def _grid(self) -> tuple[int, int]:
@@ -355,17 +383,17 @@ def _reduced_mask(
 def _one_row_a_patch(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
     """Pre-hook for a pool that takes neither sizes nor masks: a merged token comes once for every patch of it."""
     state = _state()
-    if state is None or state.short is not None:
+    if state is None:
         return None
     if state.valid is not None:
         raise UnsupportedModelError(
             "This attention pool takes no mask, so a method that keeps another number of tokens in every image cannot "
-            "be used. Use one with a fixed number, or patch with full_length=True."
+            "be used. Use one with a fixed number."
         )
     slot = state.slot()
-    alive = (slot >= 0).sum(dim=1)
-    order = (slot < 0).to(torch.int8).argsort(dim=1, stable=True)[:, : int(alive.max())]
-    return (take(inputs[0], slot.gather(1, order)), *inputs[1:])
+    alive = int((slot[0] >= 0).sum())
+    rows = (slot < 0).to(torch.int8).argsort(dim=1, stable=True)[:, :alive]
+    return (take(inputs[0], rows if state.short is not None else slot.gather(1, rows)), *inputs[1:])
 
 
 def _blocks(encoder: nn.Module) -> list[nn.Module]:

@@ -69,20 +69,22 @@ class OwnAttention:
     """
 
     def __init__(self, attn: Any) -> None:
-        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
         if _functions_of(attn) is None:
             raise UnsupportedModelError(
                 f"{type(attn).__name__} does not take its attention function from transformers' AttentionInterface, so "
                 "its queries and keys cannot be read. Try a method that needs none (tokred.Random), or a model class "
                 "that supports attn_implementation='sdpa'."
             )
-        if NAME not in ALL_ATTENTION_FUNCTIONS:
-            ALL_ATTENTION_FUNCTIONS.register(NAME, attention)
+        _register()
         self.attn = attn
         setattr(attn, _CONFIG, attn.config)
         attn.config = copy.copy(attn.config)
         attn.config._attn_implementation_internal = NAME
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A patched model that was pickled comes to a process that may not know our attention function."""
+        _register()
+        vars(self).update(state)
 
     def remove(self) -> None:
         """Give the module its config back."""
@@ -102,10 +104,16 @@ def attention(
         if attention_mask is not None:
             call.caught["bias"] = attention_mask
     name = vars(module)[_CONFIG]._attn_implementation
-    additive = attention_mask is not None and attention_mask.is_floating_point()
-    if additive and name not in ("eager", None):
+    if attention_mask is not None and attention_mask.ndim == 4 and name not in ("eager", None):
         name = "sdpa"
     return _implementation(module, name)(module, query, key, value, attention_mask, **kwargs)
+
+
+def _register() -> None:
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    if NAME not in ALL_ATTENTION_FUNCTIONS:
+        ALL_ATTENTION_FUNCTIONS.register(NAME, attention)
 
 
 def _implementation(module: nn.Module, name: str | None) -> Callable[..., tuple[Tensor, Tensor | None]]:

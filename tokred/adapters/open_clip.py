@@ -120,8 +120,8 @@ class TextTower(Tower):
 
     def install(self, reduction: Reduction) -> list[Undo]:
         """Move the pooled token to the front, and give everything its place back behind the blocks."""
-        name = "encode_text" if hasattr(self.module, "encode_text") else "forward"
-        return [RunningMethod(self.module, name, full_length=True, lead=self._lead).install()]
+        names = ("encode_text" if hasattr(self.module, "encode_text") else "forward", "forward_intermediates")
+        return [RunningMethod(self.module, name, full_length=True, lead=self._lead).install() for name in names]
 
     @property
     def _pool(self) -> str:
@@ -133,9 +133,11 @@ class TextTower(Tower):
         text: Any = self.module
         return text.text_eos_id if hasattr(text, "text_eos_id") else text.eos_id
 
-    def _lead(self, arguments: dict[str, Any]) -> Tensor:
-        """[B] the position that the model pools."""
-        words = arguments["text"]
+    def _lead(self, arguments: dict[str, Any]) -> Tensor | None:
+        """[B] the position that the model pools, if it was given a text."""
+        words = arguments.get("text")
+        if words is None:
+            return None
         if self._pool == "argmax":
             return words.argmax(dim=1)
         if self._pool == "eos":

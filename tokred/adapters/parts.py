@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -77,6 +77,14 @@ class BlockParts:
                 y = self.call(part, y, arguments) if name == self.attn and part is not None else _run(part, y)
             branches.append(y)
         return _sum(branches)
+
+    def original(self, block: nn.Module) -> Callable[..., Tensor]:
+        """The forward of the block's class."""
+        return type(block).forward
+
+    def checkpoint(self, block: nn.Module) -> Callable[..., Tensor] | None:
+        """What runs a function and forgets its activations, where the block's own forward would do so."""
+        return None
 
     def for_attention(self, block: nn.Module, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
         """What the attention module gets of the arguments of the block."""

@@ -21,6 +21,8 @@ from tokred.state import TokenState, carry, state_of
 from tokred.token_map import TokenMap, gather_tokens
 from tokred.view import LayerView
 
+_ASKED_FOR = "_tokred_asked_for"
+
 
 class Reduction:
     """What the sites of one patched tower share.
@@ -109,6 +111,12 @@ class Site:
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Run the block on ``x`` [B, N, C], reduced or in full length; returns what the next block expects."""
         arguments = {**dict(zip(self.argument_names, args, strict=False)), **kwargs}
+        checkpoint = self.parts.checkpoint(self.block)
+        if checkpoint is None:
+            return self._forward(x, arguments)
+        return checkpoint(self._forward, x, arguments)
+
+    def _forward(self, x: Tensor, arguments: dict[str, Any]) -> Tensor:
         state, full = state_of(x), x
         if state is None:
             x, state = self._start(x, arguments)
@@ -118,11 +126,9 @@ class Site:
             y, state = self._run(x, state, arguments, call)
         if self.reduction.trace:
             self.reduction.last = state
-        run = current_call()
-        if state.steps and isinstance(run, Run) and run.full_length:
+        if state.steps and state.full_length:
             y, state = state.unmerge(y, fill=full), replace(state, short=y)
-        elif state.short is not None:
-            state = replace(state, short=None)
+        run = current_call()
         if isinstance(run, Run):
             run.state = state
         return carry(y, state)
@@ -132,7 +138,7 @@ class Site:
         arguments = self._indexed(arguments, state, x, call)
         stay = self.reduction.plan(state.num_initial).stay(self.layer)
         call.catching = reducing = min(stay.values()) < x.shape[1]
-        original = type(block).forward
+        original = parts.original(block)
         if not (reducing or self.reduction.idle):
             return original(block, x, **arguments), state
         if self.reduction.method.site == "block_end" or not parts.mlp:
@@ -193,10 +199,11 @@ class Site:
             row = mask[:, 0, 0]  # the first token is never padding, so it sees all that are not
             valid = row if row.dtype == torch.bool else row > torch.finfo(row.dtype).min / 2
         origin = torch.arange(x.shape[1], device=x.device).expand(x.shape[0], -1)
-        state, run = TokenState(num_initial=x.shape[1], valid=valid, origin=origin), current_call()
-        if not isinstance(run, Run) or run.lead is None:
+        lead, full_length = _asked_for(x)
+        state = TokenState(num_initial=x.shape[1], valid=valid, origin=origin, full_length=full_length)
+        if lead is None:
             return x, state
-        order = (origin != run.lead[:, None]).to(torch.int8).argsort(dim=1, stable=True)
+        order = (origin != lead[:, None]).to(torch.int8).argsort(dim=1, stable=True)
         token_map = TokenMap.select(order, x.shape[1])
         return token_map.apply(x), state.after(-1, token_map)
 
@@ -228,6 +235,14 @@ class Site:
                 f"Activations after the attention of block {self.layer} are not finite, so {self.reduction.name} "
                 "cannot compare tokens. Check the input images and the precision (try bfloat16 instead of float16)."
             )
+
+
+def _asked_for(x: Tensor) -> tuple[Tensor | None, bool]:
+    """The ``lead`` and ``full_length`` of the run; kept on the tokens, for a checkpoint that runs the block again."""
+    run = current_call()
+    if isinstance(run, Run):
+        setattr(x, _ASKED_FOR, (run.lead, run.full_length))
+    return getattr(x, _ASKED_FOR, (None, False))
 
 
 class OwnBias:

@@ -93,6 +93,7 @@ def merge_sorted(
     if sources.shape[1] == 0:
         return TokenMap.select(kept, tokens)
     similarity, partner = ops.best_match(take(x, sources), take(x, targets), ops.both_real(valid, sources, targets))
+    similarity = similarity.clamp(min=-1.0)  # minus infinity: no real token was left to join
     ones = torch.ones(batch, kept.shape[1], device=x.device)
     return TokenMap(
         kept,

@@ -15,7 +15,7 @@ from tokred.methods.stages import Keep, check_keep, staged
 from tokred.schedule import Schedule
 from tokred.shape import ModelShape
 from tokred.token_map import TokenMap, take
-from tokred.view import LayerView
+from tokred.view import LayerView, keep_padding
 
 Partition = Literal["unimportant_first", "important_first", "alternate"]
 
@@ -110,13 +110,13 @@ class ZeroTPrune(Method):
         if similar > 0:
             first = self._importance(attention, self.pre_iterations, view, valid)
             keys = view.head_keys.transpose(1, 2).flatten(2)
-            kept = drop_similar(keys, view.keep_padding(first[:, prefix:]), similar, prefix, self.partition, valid)
+            kept = drop_similar(keys, first[:, prefix:], similar, prefix, self.partition, valid)
             attention = among(attention, kept)
             valid = None if valid is None else valid.gather(1, kept)
         if view.stay["importance"] < kept.shape[1]:
             score = self._importance(attention, self.rounds(view.layer, view.depth), view, valid)[:, prefix:]
             if valid is not None:
-                score = score.masked_fill(~valid[:, prefix:], torch.inf)
+                score = keep_padding(score, valid[:, prefix:])
             best = ops.rank_descending(score)[:, : view.stay["importance"] - prefix].sort(dim=1).values + prefix
             kept = torch.cat([kept[:, :prefix], kept.gather(1, best)], dim=1)
         return TokenMap.select(kept, view.num_tokens)
@@ -210,6 +210,7 @@ def drop_similar(
         compared = valid[:, num_prefix:] & ~searched
         source = torch.arange(patches.shape[1], device=features.device).expand_as(score)
         best, _ = ops.best_match(patches, patches, searched.unsqueeze(2) & compared.unsqueeze(1))
+        best = best.masked_fill(~valid[:, num_prefix:], -2.0)  # goes before what is only compared, which is left
     dropped = source.gather(1, ops.rank_descending(best)[:, :removed]) + num_prefix
     gone = torch.zeros(features.shape[:2], dtype=torch.int8, device=features.device).scatter(1, dropped, 1)
     return gone.argsort(dim=1, stable=True)[:, : features.shape[1] - removed]
