@@ -32,6 +32,12 @@ MODELS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
         hf.BeitConfig,
         {**MLP, **LABELS, "use_shared_relative_position_bias": True, "use_mean_pooling": False},
     ),
+    "pixio": (hf.PixioModel, hf.PixioConfig, MLP),
+    "internvl": (
+        hf.InternVLVisionModel,
+        hf.InternVLVisionConfig,
+        {**MLP, "image_size": [64, 64], "patch_size": [8, 8]},
+    ),
     "clip": (hf.CLIPVisionModelWithProjection, hf.CLIPVisionConfig, {**MLP, "projection_dim": 24}),
     "metaclip2": (hf.MetaClip2VisionModelWithProjection, hf.MetaClip2VisionConfig, {**MLP, "projection_dim": 24}),
     "altclip": (hf.AltCLIPVisionModel, hf.AltCLIPVisionConfig, MLP),

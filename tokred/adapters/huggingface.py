@@ -87,6 +87,10 @@ def _with_registers(config: Any) -> int:
     return 1 + config.num_register_tokens
 
 
+def _several_class_tokens(config: Any) -> int:
+    return config.n_cls_tokens
+
+
 def _nothing(_config: Any) -> int:
     return 0
 
@@ -116,6 +120,8 @@ FAMILIES = {
     "vit_mae": Family("ViT-MAE", _Parts(**_VIT)),
     "ijepa": Family("I-JEPA", _Parts(**_VIT), **_NO_PREFIX),
     "beit": Family("BEiT", _BEIT),
+    "pixio": Family("Pixio", _Parts(**_VIT), prefix=_several_class_tokens),
+    "internvl_vision": Family("InternVL", _Parts(**_VIT)),
     "clip_vision_model": Family("CLIP", _CLIP),
     "metaclip_2_vision_model": Family("MetaCLIP 2", _CLIP),
     "altclip_vision_model": Family("AltCLIP", _CLIP),
