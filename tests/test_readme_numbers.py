@@ -7,7 +7,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+import tokred
 from tokred.adapters import registry
+from tokred.assets import load_model
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -41,6 +43,7 @@ def test_the_results_table_is_what_the_sweep_measured():
             expected += [f"{point['top1']:.1f}", f"{point['agreement']:.1f}", f"{point['speedup']:.2f}x"]
         assert cells.split(" | ") == expected, method
     assert set(results["images"]) == {500}, "the text says how many images"
+    assert results["seconds"].sum() < 240, "the sweep says that it takes less than four minutes"
 
 
 @pytest.mark.parametrize("library", ["timm", "open_clip", "transformers"])
@@ -70,3 +73,9 @@ def test_the_table_of_the_search_is_what_was_measured():
         assert row["images"] == 10_000
     search = json.loads((ROOT / "docs" / "results" / "search_zerotprune.json").read_text())
     assert f"{len(search['trials'])} trials" in page
+
+
+def test_the_law_of_zerotprune_cannot_meet_the_budget_that_the_page_says_it_cannot():
+    assert "a budget of 40 %" in (ROOT / "docs" / "benchmarks.md").read_text()
+    with pytest.raises(tokred.BudgetError, match="out of reach"):
+        tokred.patch(load_model("vit-fmnist"), tokred.ZeroTPrune(budget="40%"))

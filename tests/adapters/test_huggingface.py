@@ -15,7 +15,7 @@ import transformers as hf
 
 import tokred
 from tokred.adapters import find_tower
-from tokred.adapters.huggingface import FAMILIES
+from tokred.adapters.huggingface_blocks import FAMILIES
 from tokred.errors import UnsupportedModelError
 
 from . import zoo_huggingface as zoo

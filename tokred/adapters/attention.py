@@ -70,6 +70,23 @@ def calling(call: Call) -> Iterator[Call]:
         _current.call = before
 
 
+def catch(name: str, value: Tensor) -> None:
+    """Keep a tensor for the call that runs in this thread, if it wants any; the first of a name is kept."""
+    call = _current.call
+    if call is not None and call.catching:
+        call.caught.setdefault(name, value)
+
+
+def catch_input(name: str, _module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """Forward pre-hook, once the name is given with ``functools.partial`` (which can be pickled)."""
+    catch(name, inputs[0])
+
+
+def catch_output(name: str, _module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    """The same as a forward hook."""
+    catch(name, output)
+
+
 class AttentionReader:
     """Reads the signals of one kind of attention module; families override what differs.
 

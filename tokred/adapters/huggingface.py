@@ -2,149 +2,20 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tokred.adapters.attention import current_call
 from tokred.adapters.base import Adapter, Tower, Undo, linear_size, measure_block, registry
-from tokred.adapters.huggingface_attention import HuggingFaceReader, is_pretrained
-from tokred.adapters.parts import BlockParts
-from tokred.adapters.pool import votes, weigh
+from tokred.adapters.huggingface_attention import is_pretrained
+from tokred.adapters.huggingface_blocks import FAMILIES, TEXT_FAMILIES, Family, find_blocks, require_parts
+from tokred.adapters.huggingface_pool import Averaged, one_row_a_patch, reduced_mask, weigh_patches
 from tokred.adapters.site import Reduction
 from tokred.adapters.surroundings import RunningMethod, SizedKeys
 from tokred.errors import UnsupportedModelError
 from tokred.shape import ModelShape
-from tokred.state import TokenState
-from tokred.token_map import take
-
-
-class _Parts(BlockParts):
-    """Blocks whose class checkpoints its own forward."""
-
-    def original(self, block: nn.Module) -> Callable[..., Tensor]:
-        """The forward without the checkpoint around it."""
-        return inspect.unwrap(type(block).forward)
-
-    def checkpoint(self, block: Any) -> Callable[..., Tensor] | None:
-        """The block's own checkpoint (transformers before 5.20 checkpoint the call, outside of any forward)."""
-        inside = hasattr(type(block).forward, "__wrapped__")
-        return (
-            block._gradient_checkpointing_func if inside and block.gradient_checkpointing and block.training else None
-        )
-
-
-class _BeitParts(_Parts):
-    """The block adds its relative position bias to the mask before it calls the attention."""
-
-    def for_attention(self, block: Any, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Compute the bias as the block does."""
-        own = ("interpolate_pos_encoding", "resolution")
-        rest = {name: value for name, value in arguments.items() if name not in own}
-        if block.relative_position_bias is None:
-            return rest
-        window = tuple(side // block.patch_size for side in arguments["resolution"])
-        mask = rest.get("attention_mask")
-        bias = block.relative_position_bias(window, arguments.get("interpolate_pos_encoding", False), dim_size=None)
-        return {**rest, "attention_mask": bias if mask is None else bias + mask}
-
-
-_COMMON: dict[str, Any] = {
-    "indexed": {"attention_mask": "bias"},
-    "bias": "attention_mask",
-    "reader": HuggingFaceReader(),
-}
-_VIT: dict[str, Any] = {
-    "attention": ("layernorm_before", "attention", "dropout", "lambda_1", "drop_path"),
-    "mlp": ("layernorm_after", "mlp", "dropout", "lambda_2", "drop_path"),
-    "attn": "attention",
-    **_COMMON,
-}
-_CLIP = _Parts(attention=("layer_norm1", "self_attn"), mlp=("layer_norm2", "mlp"), attn="self_attn", **_COMMON)
-_DINO = _Parts(
-    attention=("norm1", "attention", "layer_scale1", "drop_path"),
-    mlp=("norm2", "mlp", "layer_scale2", "drop_path"),
-    attn="attention",
-    **{**_COMMON, "indexed": {"attention_mask": "bias", "position_embeddings": "rope"}},
-)
-_AIM = _Parts(attention=("rms_norm1", "attention"), mlp=("rms_norm2", "ffn"), attn="attention", **_COMMON)
-_BEIT = _BeitParts(**_VIT, own_bias=("relative_position_bias", "forward"), own_bias_length="dim_size")
-
-
-def _class_token(_config: Any) -> int:
-    return 1
-
-
-def _class_and_distillation(_config: Any) -> int:
-    return 2
-
-
-def _with_registers(config: Any) -> int:
-    return 1 + config.num_register_tokens
-
-
-def _several_class_tokens(config: Any) -> int:
-    return config.n_cls_tokens
-
-
-def _nothing(_config: Any) -> int:
-    return 0
-
-
-@dataclass(frozen=True)
-class Family:
-    """A kind of encoder, known by the ``model_type`` of its config.
-
-    Attributes:
-        name: as users know it.
-        parts: how its blocks are put together.
-        prefix: tokens in front of the patches, by config.
-        has_class_token: the first of them is a class token.
-    """
-
-    name: str
-    parts: BlockParts
-    prefix: Callable[[Any], int] = _class_token
-    has_class_token: bool = True
-
-
-_NO_PREFIX: dict[str, Any] = {"prefix": _nothing, "has_class_token": False}
-FAMILIES = {
-    "vit": Family("ViT", _Parts(**_VIT)),
-    "deit": Family("DeiT", _Parts(**_VIT), prefix=_class_and_distillation),
-    "vit_msn": Family("ViT-MSN", _Parts(**_VIT)),
-    "vit_mae": Family("ViT-MAE", _Parts(**_VIT)),
-    "ijepa": Family("I-JEPA", _Parts(**_VIT), **_NO_PREFIX),
-    "beit": Family("BEiT", _BEIT),
-    "pixio": Family("Pixio", _Parts(**_VIT), prefix=_several_class_tokens),
-    "internvl_vision": Family("InternVL", _Parts(**_VIT)),
-    "clip_vision_model": Family("CLIP", _CLIP),
-    "metaclip_2_vision_model": Family("MetaCLIP 2", _CLIP),
-    "altclip_vision_model": Family("AltCLIP", _CLIP),
-    "chinese_clip_vision_model": Family("Chinese CLIP", _CLIP),
-    "clipseg_vision_model": Family("CLIPSeg", _CLIP),
-    "git_vision_model": Family("GIT", _CLIP),
-    "owlvit_vision_model": Family("OWL-ViT", _CLIP),
-    "owlv2_vision_model": Family("OWLv2", _CLIP),
-    "siglip_vision_model": Family("SigLIP", _CLIP, **_NO_PREFIX),
-    "siglip2_vision_model": Family("SigLIP 2", _CLIP, **_NO_PREFIX),
-    "dinov2": Family("DINOv2", _DINO),
-    "dinov2_with_registers": Family("DINOv2 with registers", _DINO, prefix=_with_registers),
-    "dinov3_vit": Family("DINOv3", _DINO, prefix=_with_registers),
-    "aimv2_vision_model": Family("AIMv2", _AIM, **_NO_PREFIX),
-}
-"""Encoders by the ``model_type`` of their config."""
-
-TEXT_FAMILIES = {
-    "clip_text_model": Family("CLIP text", _CLIP),
-    "metaclip_2_text_model": Family("MetaCLIP 2 text", _CLIP),
-    "siglip_text_model": Family("SigLIP text", _CLIP),
-    "siglip2_text_model": Family("SigLIP 2 text", _CLIP),
-}
 
 # what comes behind the encoder, by class: takes the class token or pools itself, or averages the patches
 _READS_POOLED = ("ViTForImageClassification", "ViTMSNForImageClassification", "BeitForImageClassification")
@@ -226,18 +97,18 @@ class HuggingFaceTower(Tower):
         full_length = reduction.full_length or self._is_dense()
         after = None
         if type(self.module).__name__ in _AVERAGES and reduction.method.pools_by_size:
-            after = _Averaged(reduction.shape.num_prefix)
+            after = Averaged(reduction.shape.num_prefix)
         undo: list[Undo] = [RunningMethod(self.encoder, "forward", full_length=full_length, after=after).install()]
         for module in self.encoder.modules():
             name = type(module).__name__
             if name.endswith("MultiheadAttentionPoolingHead"):
-                undo.append(module.register_forward_pre_hook(_reduced_mask, with_kwargs=True).remove)
+                undo.append(module.register_forward_pre_hook(reduced_mask, with_kwargs=True).remove)
                 sized = SizedKeys(reduction)
                 undo.append(module.attention.register_forward_pre_hook(sized, with_kwargs=True).remove)  # type: ignore
             elif name == "Aimv2AttentionPoolingHead":
-                undo.append(module.register_forward_pre_hook(_one_row_a_patch).remove)
+                undo.append(module.register_forward_pre_hook(one_row_a_patch).remove)
             elif name == "BeitPooler" and module.layernorm is not None and reduction.method.pools_by_size:
-                undo.append(module.register_forward_pre_hook(_weigh_patches).remove)
+                undo.append(module.register_forward_pre_hook(weigh_patches).remove)
         return undo
 
     def _is_dense(self) -> bool:
@@ -267,11 +138,11 @@ class HuggingFaceAdapter(Adapter):
             return None
         encoder: Any = encoders[0]
         kind = FAMILIES.get(encoder.config.model_type)
-        blocks = _blocks(encoder)
+        blocks = find_blocks(encoder)
         if kind is None or not blocks:
             return None
         for block in blocks:
-            _require_parts(block, kind)
+            require_parts(block, kind)
         if type(module).__name__ in ("Siglip2ForImageClassification",):
             raise UnsupportedModelError(
                 f"{type(module).__name__} averages patches by the mask of the whole image, which does not fit reduced "
@@ -284,11 +155,11 @@ class HuggingFaceAdapter(Adapter):
         if not is_pretrained(module) or not hasattr(module, "embeddings"):
             return None
         kind = TEXT_FAMILIES.get(getattr(module.config, "model_type", ""))  # type: ignore[attr-defined]
-        blocks = _blocks(module)
+        blocks = find_blocks(module)
         if kind is None or not blocks:
             return None
         for block in blocks:
-            _require_parts(block, kind)
+            require_parts(block, kind)
         return HuggingFaceTextTower(module, module, blocks, kind)
 
     def supported(self) -> list[str]:
@@ -349,79 +220,6 @@ def _explicit_mask(
     if mask is None:
         mask = torch.ones(1, 1, x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
     return inputs, {**kwargs, "attention_mask": mask, "is_causal": False}
-
-
-class _Averaged:
-    """Scale the patches of an encoder's output, so that the mean that follows counts every patch once."""
-
-    def __init__(self, num_prefix: int) -> None:
-        self.num_prefix = num_prefix
-
-    def __call__(self, output: Any, state: TokenState) -> Any:
-        if state.steps:
-            output.last_hidden_state = weigh(output.last_hidden_state, votes(state, True), self.num_prefix)
-        return output
-
-
-def _state() -> TokenState | None:
-    """The state behind the last block of the encoder that is running, once tokens were reduced."""
-    call = current_call()
-    return None if call is None or call.state is None or not call.state.steps else call.state
-
-
-def _weigh_patches(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-    """Pre-hook for a pool that averages all but the class token."""
-    state = _state()
-    return None if state is None else (weigh(inputs[0], votes(state, True), 1), *inputs[1:])
-
-
-def _reduced_mask(
-    _module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """Pre-hook for a pool that takes the padding mask of the image: the mask of the tokens that are left."""
-    state = _state()
-    if state is None or state.short is not None or len(inputs) < 2 or inputs[1] is None:
-        return None
-    valid = torch.ones(state.slot().shape[0], state.num_tokens) if state.valid is None else state.valid
-    return (inputs[0], valid.to(inputs[1].device, inputs[1].dtype), *inputs[2:]), kwargs
-
-
-def _one_row_a_patch(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-    """Pre-hook for a pool that takes neither sizes nor masks: a merged token comes once for every patch of it."""
-    state = _state()
-    if state is None:
-        return None
-    if state.valid is not None:
-        raise UnsupportedModelError(
-            "This attention pool takes no mask, so a method that keeps another number of tokens in every image cannot "
-            "be used. Use one with a fixed number."
-        )
-    slot = state.slot()
-    alive = int((slot[0] >= 0).sum())
-    rows = (slot < 0).to(torch.int8).argsort(dim=1, stable=True)[:, :alive]
-    return (take(inputs[0], rows if state.short is not None else slot.gather(1, rows)), *inputs[1:])
-
-
-def _blocks(encoder: nn.Module) -> list[nn.Module]:
-    lists = [
-        m for name, m in encoder.named_modules() if isinstance(m, nn.ModuleList) and name.endswith(("layers", "layer"))
-    ]
-    return list(lists[0]) if len(lists) == 1 else []
-
-
-def _require_parts(block: nn.Module, kind: Family) -> None:
-    """Every child and parameter of the block must be one that the family's description runs through."""
-    known = {*kind.parts.attention, *kind.parts.mlp, *(kind.parts.own_bias or ())}
-    found = [name for name, _ in [*block.named_children(), *block.named_parameters(recurse=False)]]
-    strange = [name for name in found if name not in known]
-    missing = [
-        name for name in (kind.parts.attn, kind.parts.mlp[-1]) if not hasattr(block, name) and name == kind.parts.attn
-    ]
-    if strange or missing:
-        raise UnsupportedModelError(
-            f"{type(block).__name__} is not built as the {kind.name} blocks that are known here: "
-            f"unknown parts {strange}, missing {missing}. Supported versions of transformers: 5.18 and newer."
-        )
 
 
 def _patch_weights(embeddings: nn.Module) -> int:

@@ -9,13 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokred.adapters.attention import current_call
 from tokred.adapters.base import Adapter, Tower, Undo, measure_block, registry
 from tokred.adapters.open_clip_attention import MultiheadReader, OpenClipReader
 from tokred.adapters.parts import BlockParts
 from tokred.adapters.pool import votes, weigh
 from tokred.adapters.site import Reduction
-from tokred.adapters.surroundings import RunningMethod, SizedKeys
+from tokred.adapters.surroundings import RunningMethod, SizedKeys, reduced_state
 from tokred.errors import UnsupportedModelError
 from tokred.shape import ModelShape
 
@@ -168,12 +167,11 @@ class _AverageBySize:
 
     def pool(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The mean of the patches by size, and the patches."""
-        call = current_call()
-        pool = type(self.visual)._global_pool
+        state, pool = reduced_state(), type(self.visual)._global_pool
         pooled, tokens = pool(self.visual, x)
-        if call is None or call.state is None or not call.state.steps:
+        if state is None:
             return pooled, tokens
-        return pool(self.visual, weigh(x, votes(call.state, self.by_size), 1))[0], tokens
+        return pool(self.visual, weigh(x, votes(state, self.by_size), 1))[0], tokens
 
 
 class OpenClipAdapter(Adapter):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from tokred.adapters.attention import AttentionReader, Removable, current_call
+from tokred.adapters.attention import AttentionReader, Removable, catch_input, catch_output, current_call
 from tokred.view import Signal
 
 
@@ -86,11 +87,12 @@ class OpenClipReader(AttentionReader):
 
     def hooks(self, attn: Any, needs: Iterable[Signal]) -> list[Removable]:
         """Catch them."""
-        hooks: list[Removable] = [attn.ln_k.register_forward_pre_hook(_catch_raw_keys)]
-        hooks.append(attn.ln_k.register_forward_hook(_catch_keys))
-        hooks.append(attn.ln_q.register_forward_hook(_catch_queries))
-        hooks.append(attn.register_forward_pre_hook(_catch_input))
-        return hooks
+        return [
+            attn.ln_k.register_forward_pre_hook(partial(catch_input, "raw_keys")),
+            attn.ln_k.register_forward_hook(partial(catch_output, "k")),
+            attn.ln_q.register_forward_hook(partial(catch_output, "q")),
+            attn.register_forward_pre_hook(partial(catch_input, "input")),
+        ]
 
     def signals(
         self, attn: Any, caught: Mapping[str, Tensor], arguments: Mapping[str, Any], num_prefix: int
@@ -114,25 +116,3 @@ class OpenClipReader(AttentionReader):
     def reads(self, attn: Any) -> dict[str, int]:
         """Values are projected once more."""
         return {"v": attn.in_proj_weight.shape[1] ** 2}
-
-
-def _catch(name: str, value: Tensor) -> None:
-    call = current_call()
-    if call is not None and call.catching:
-        call.caught[name] = value
-
-
-def _catch_raw_keys(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    _catch("raw_keys", inputs[0])
-
-
-def _catch_keys(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
-    _catch("k", output)
-
-
-def _catch_queries(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
-    _catch("q", output)
-
-
-def _catch_input(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    _catch("input", inputs[0])

@@ -60,6 +60,12 @@ class RunningMethod:
         return result if run.state is None or self.after is None else self.after(result, run.state)
 
 
+def reduced_state() -> TokenState | None:
+    """The state behind the last block of the model that is running in this thread, once tokens were reduced."""
+    call = current_call()
+    return None if call is None or call.state is None or not call.state.steps else call.state
+
+
 class SizedKeys:
     """Pre-hook for an ``nn.MultiheadAttention`` that pools: a merged token is attended to once for every patch."""
 
@@ -70,10 +76,10 @@ class SizedKeys:
         self, _module: nn.Module, inputs: tuple[Tensor, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Tensor, ...], dict[str, Any]] | None:
         """Add the logarithm of the sizes to the logits of the keys."""
-        call = current_call()
-        if call is None or call.state is None or not call.state.steps:
+        state = reduced_state()
+        if state is None:
             return None
         x = inputs[0]
-        bias = votes(call.state, self.by_size).log().to(x.dtype)
+        bias = votes(state, self.by_size).log().to(x.dtype)
         given = kwargs.get("key_padding_mask")
         return inputs, {**kwargs, "key_padding_mask": bias if given is None else bias + given}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from timm.layers.pos_embed_sincos import apply_rot_embed_cat
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tokred.adapters.attention import AttentionReader, Removable, current_call
+from tokred.adapters.attention import AttentionReader, Removable, catch_input, catch_output, current_call
 from tokred.errors import UnsupportedModelError
 from tokred.view import Signal
 
@@ -38,14 +39,14 @@ class TimmAttentionReader(AttentionReader):
             if "keys" in needs:
                 hooks.append(attn.k_norm.register_forward_pre_hook(self._catch_mean_keys))
             if "head_keys" in needs:
-                hooks.append(attn.k_norm.register_forward_pre_hook(_catch_raw_keys))
+                hooks.append(attn.k_norm.register_forward_pre_hook(partial(catch_input, "raw_keys")))
             if needs & {"q", "k"}:
-                hooks.append(attn.k_norm.register_forward_hook(_catch_keys))
-                hooks.append(attn.q_norm.register_forward_hook(_catch_queries))
+                hooks.append(attn.k_norm.register_forward_hook(partial(catch_output, "keys")))
+                hooks.append(attn.q_norm.register_forward_hook(partial(catch_output, "queries")))
             if "v" in needs:
-                hooks.append(_value_source(attn).register_forward_pre_hook(_catch_input))
+                hooks.append(_value_source(attn).register_forward_pre_hook(partial(catch_input, "input")))
         else:
-            hooks.append(attn.register_forward_pre_hook(_catch_input))
+            hooks.append(attn.register_forward_pre_hook(partial(catch_input, "input")))
         return hooks
 
     def signals(
@@ -95,28 +96,6 @@ class TimmAttentionReader(AttentionReader):
 
 def _is_differential(attn: Any) -> bool:
     return hasattr(attn, "_compute_lambda")
-
-
-def _catch(name: str, value: Tensor) -> None:
-    call = current_call()
-    if call is not None and call.catching:
-        call.caught.setdefault(name, value)
-
-
-def _catch_raw_keys(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    _catch("raw_keys", inputs[0])
-
-
-def _catch_keys(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
-    _catch("keys", output)
-
-
-def _catch_queries(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
-    _catch("queries", output)
-
-
-def _catch_input(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    _catch("input", inputs[0])
 
 
 def _value_source(attn: Any) -> nn.Module:

@@ -7,8 +7,6 @@ from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
 from typing import Any, get_args
 
-import torch
-
 from tokred.errors import ConfigError
 from tokred.methods import Method, create_method
 from tokred.sweep.axes import Axis, axis
@@ -95,16 +93,7 @@ class SearchSpec:
     @property
     def settings(self) -> Settings:
         """What a sweep calls the same things."""
-        return Settings(
-            split=self.split,
-            images=self.images,
-            batch_size=self.batch_size,
-            rounds=self.rounds,
-            threads=self.threads or torch.get_num_threads(),
-            device=self.device,
-            dtype=self.dtype,
-            seed=self.seed,
-        )
+        return Settings.of(self)
 
     @property
     def identity(self) -> dict[str, Any]:

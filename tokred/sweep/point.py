@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
+
+import torch
 
 from tokred.methods import Method, create_method
 
@@ -25,6 +27,12 @@ class Settings:
     device: str
     dtype: str
     seed: int
+
+    @classmethod
+    def of(cls, spec: Any) -> Settings:
+        """Those of a specification that has them all by name; as many threads as torch uses, if it names none."""
+        named = {f.name: getattr(spec, f.name) for f in fields(cls)}
+        return cls(**{**named, "threads": named["threads"] or torch.get_num_threads()})
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from tokred.errors import ConfigError
@@ -76,16 +75,7 @@ class SweepSpec(BaseModel):
     @property
     def settings(self) -> Settings:
         """What is the same for all points."""
-        return Settings(
-            split=self.split,
-            images=self.images,
-            batch_size=self.batch_size,
-            rounds=self.rounds,
-            threads=self.threads or torch.get_num_threads(),
-            device=self.device,
-            dtype=self.dtype,
-            seed=self.seed,
-        )
+        return Settings.of(self)
 
     def points(self) -> list[Point]:
         """Every point, model by model, the unpatched model first; a point that is asked for twice is there once."""

@@ -1,0 +1,159 @@
+"""How the blocks of transformers' encoders are put together, and which encoders are known."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from tokred.adapters.huggingface_attention import HuggingFaceReader
+from tokred.adapters.parts import BlockParts
+from tokred.errors import UnsupportedModelError
+
+
+class _Parts(BlockParts):
+    """Blocks whose class checkpoints its own forward."""
+
+    def original(self, block: nn.Module) -> Callable[..., Tensor]:
+        """The forward without the checkpoint around it."""
+        return inspect.unwrap(type(block).forward)
+
+    def checkpoint(self, block: Any) -> Callable[..., Tensor] | None:
+        """The block's own checkpoint (transformers 5.18 checkpoints the call, outside of any forward)."""
+        inside = hasattr(type(block).forward, "__wrapped__")
+        return (
+            block._gradient_checkpointing_func if inside and block.gradient_checkpointing and block.training else None
+        )
+
+
+class _BeitParts(_Parts):
+    """The block adds its relative position bias to the mask before it calls the attention."""
+
+    def for_attention(self, block: Any, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Compute the bias as the block does."""
+        own = ("interpolate_pos_encoding", "resolution")
+        rest = {name: value for name, value in arguments.items() if name not in own}
+        if block.relative_position_bias is None:
+            return rest
+        window = tuple(side // block.patch_size for side in arguments["resolution"])
+        mask = rest.get("attention_mask")
+        bias = block.relative_position_bias(window, arguments.get("interpolate_pos_encoding", False), dim_size=None)
+        return {**rest, "attention_mask": bias if mask is None else bias + mask}
+
+
+_COMMON: dict[str, Any] = {
+    "indexed": {"attention_mask": "bias"},
+    "bias": "attention_mask",
+    "reader": HuggingFaceReader(),
+}
+_VIT: dict[str, Any] = {
+    "attention": ("layernorm_before", "attention", "dropout", "lambda_1", "drop_path"),
+    "mlp": ("layernorm_after", "mlp", "dropout", "lambda_2", "drop_path"),
+    "attn": "attention",
+    **_COMMON,
+}
+_CLIP = _Parts(attention=("layer_norm1", "self_attn"), mlp=("layer_norm2", "mlp"), attn="self_attn", **_COMMON)
+_DINO = _Parts(
+    attention=("norm1", "attention", "layer_scale1", "drop_path"),
+    mlp=("norm2", "mlp", "layer_scale2", "drop_path"),
+    attn="attention",
+    **{**_COMMON, "indexed": {"attention_mask": "bias", "position_embeddings": "rope"}},
+)
+_AIM = _Parts(attention=("rms_norm1", "attention"), mlp=("rms_norm2", "ffn"), attn="attention", **_COMMON)
+_BEIT = _BeitParts(**_VIT, own_bias=("relative_position_bias", "forward"), own_bias_length="dim_size")
+
+
+def _class_token(_config: Any) -> int:
+    return 1
+
+
+def _class_and_distillation(_config: Any) -> int:
+    return 2
+
+
+def _with_registers(config: Any) -> int:
+    return 1 + config.num_register_tokens
+
+
+def _several_class_tokens(config: Any) -> int:
+    return config.n_cls_tokens
+
+
+def _nothing(_config: Any) -> int:
+    return 0
+
+
+@dataclass(frozen=True)
+class Family:
+    """A kind of encoder, known by the ``model_type`` of its config.
+
+    Attributes:
+        name: as users know it.
+        parts: how its blocks are put together.
+        prefix: tokens in front of the patches, by config.
+        has_class_token: the first of them is a class token.
+    """
+
+    name: str
+    parts: BlockParts
+    prefix: Callable[[Any], int] = _class_token
+    has_class_token: bool = True
+
+
+_NO_PREFIX: dict[str, Any] = {"prefix": _nothing, "has_class_token": False}
+FAMILIES = {
+    "vit": Family("ViT", _Parts(**_VIT)),
+    "deit": Family("DeiT", _Parts(**_VIT), prefix=_class_and_distillation),
+    "vit_msn": Family("ViT-MSN", _Parts(**_VIT)),
+    "vit_mae": Family("ViT-MAE", _Parts(**_VIT)),
+    "ijepa": Family("I-JEPA", _Parts(**_VIT), **_NO_PREFIX),
+    "beit": Family("BEiT", _BEIT),
+    "pixio": Family("Pixio", _Parts(**_VIT), prefix=_several_class_tokens),
+    "internvl_vision": Family("InternVL", _Parts(**_VIT)),
+    "clip_vision_model": Family("CLIP", _CLIP),
+    "metaclip_2_vision_model": Family("MetaCLIP 2", _CLIP),
+    "altclip_vision_model": Family("AltCLIP", _CLIP),
+    "chinese_clip_vision_model": Family("Chinese CLIP", _CLIP),
+    "clipseg_vision_model": Family("CLIPSeg", _CLIP),
+    "git_vision_model": Family("GIT", _CLIP),
+    "owlvit_vision_model": Family("OWL-ViT", _CLIP),
+    "owlv2_vision_model": Family("OWLv2", _CLIP),
+    "siglip_vision_model": Family("SigLIP", _CLIP, **_NO_PREFIX),
+    "siglip2_vision_model": Family("SigLIP 2", _CLIP, **_NO_PREFIX),
+    "dinov2": Family("DINOv2", _DINO),
+    "dinov2_with_registers": Family("DINOv2 with registers", _DINO, prefix=_with_registers),
+    "dinov3_vit": Family("DINOv3", _DINO, prefix=_with_registers),
+    "aimv2_vision_model": Family("AIMv2", _AIM, **_NO_PREFIX),
+}
+"""Encoders by the ``model_type`` of their config."""
+
+TEXT_FAMILIES = {
+    "clip_text_model": Family("CLIP text", _CLIP),
+    "metaclip_2_text_model": Family("MetaCLIP 2 text", _CLIP),
+    "siglip_text_model": Family("SigLIP text", _CLIP),
+    "siglip2_text_model": Family("SigLIP 2 text", _CLIP),
+}
+
+
+def find_blocks(encoder: nn.Module) -> list[nn.Module]:
+    """The one list of blocks in an encoder; empty if there is none, or several."""
+    lists = [
+        m for name, m in encoder.named_modules() if isinstance(m, nn.ModuleList) and name.endswith(("layers", "layer"))
+    ]
+    return list(lists[0]) if len(lists) == 1 else []
+
+
+def require_parts(block: nn.Module, kind: Family) -> None:
+    """Every child and parameter of the block must be one that the family's description runs through."""
+    known = {*kind.parts.attention, *kind.parts.mlp, *(kind.parts.own_bias or ())}
+    found = [name for name, _ in [*block.named_children(), *block.named_parameters(recurse=False)]]
+    strange = [name for name in found if name not in known]
+    missing = [] if hasattr(block, kind.parts.attn) else [kind.parts.attn]
+    if strange or missing:
+        raise UnsupportedModelError(
+            f"{type(block).__name__} is not built as the {kind.name} blocks that are known here: "
+            f"unknown parts {strange}, missing {missing}. Supported versions of transformers: 5.18 and newer."
+        )
