@@ -376,3 +376,11 @@ def test_a_patched_encoder_compiles_into_one_graph(name):
         torch.compiler.reset()
         model.compile(fullgraph=True, backend="eager")
         torch.testing.assert_close(run(model, x), expected)
+
+
+def test_export_keeps_the_reduction():
+    model, x = zoo.build("vit"), zoo.images("vit")
+    with tokred.patch(model, tokred.ToMe(r=4)):
+        expected = run(model, x)
+        exported = torch.export.export(model, (), x).module()
+    torch.testing.assert_close(exported(**x).logits, expected)

@@ -111,3 +111,11 @@ def test_a_patched_tower_compiles_into_one_graph():
         torch.compiler.reset()
         visual.compile(fullgraph=True, backend="eager")
         torch.testing.assert_close(run(visual, x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_export_keeps_the_reduction():
+    visual, x = zoo.build("class-token").visual, zoo.images()
+    with tokred.patch(visual, tokred.ToMe(r=4)):
+        expected = run(visual, x)
+        exported = torch.export.export(visual, (x,)).module()
+    torch.testing.assert_close(exported(x), expected)
