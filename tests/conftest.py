@@ -17,7 +17,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="append",
         type=Path,
         metavar="DIR",
-        help="a folder (or file) of vectors of the format golden-v1, instead of tests/golden/vit; may be repeated",
+        help="a folder (or file) of vectors of the format golden-v1, instead of those in tests/golden; may be repeated",
     )
     golden.addoption("--golden-strict", action="store_true", help="fail on vectors that no check knows")
 

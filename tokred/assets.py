@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from tokred.errors import ConfigError, DataError
 from tokred.folders import shipped_folder
+from tokred.multimodal_assets import is_transformers_config
 
 # What an architecture takes from a file. Everything else keeps timm's default.
 _COMMON_ARGS = {
@@ -99,12 +100,15 @@ def build_model(config: ModelConfig) -> nn.Module:
 
 
 def list_models() -> tuple[str, ...]:
-    """Return the names of the models that ship with tokred.
+    """Return the names of the image encoders that ship with tokred.
+
+    Multimodal models are listed by :func:`tokred.multimodal_assets.list_multimodal_models`.
 
     >>> "vit-fmnist" in list_models()
     True
     """
-    return tuple(sorted(path.parent.name for path in shipped_folder("models").glob("*/config.json")))
+    found = shipped_folder("models").glob("*/config.json")
+    return tuple(sorted(path.parent.name for path in found if not is_transformers_config(path)))
 
 
 def load_model(name_or_folder: str | os.PathLike[str], *, pretrained: bool = True) -> nn.Module:

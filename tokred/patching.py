@@ -14,6 +14,8 @@ from tokred.adapters.site import Reduction, Site
 from tokred.cost import Cost
 from tokred.errors import AlreadyPatchedError, UnsupportedModelError
 from tokred.methods.base import Method
+from tokred.methods.registry import AnyMethod
+from tokred.multimodal import MultimodalHandle
 from tokred.schedule import Schedule
 from tokred.trace import Trace
 
@@ -88,18 +90,19 @@ class Handle:
 
 def patch(
     model: nn.Module,
-    method: Method,
-    *,
+    *methods: AnyMethod,
     tower: Literal["vision", "text"] = "vision",
     trace: bool = False,
     verify: bool = True,
     full_length: bool = False,
-) -> Handle:
-    """Put a token reduction method into a model, in place.
+) -> Any:
+    """Put token reduction methods into a model, in place.
 
     Args:
         model: a supported model, or one that contains exactly one (DDP, compiled and PEFT wrappers are looked into).
-        method: what to put in, such as ``tokred.ToMe(r=13)``.
+        methods: what to put in, such as ``tokred.ToMe(r=13)``. Multimodal models take up to one method for each place:
+            inside the image encoder, on the features (``tokred.FoPru(keep=0.25)``), and between the layers of the
+            language model (``tokred.FastV()``).
         tower: which encoder, of a model with two. In a text tower the end-of-text token is protected, and features have
             their full length, so that what reads the end of the text finds it where it was. Tokens behind the end take
             part in matching.
@@ -111,11 +114,13 @@ def patch(
             where the model around the encoder needs it (segmentation, depth), and between blocks.
 
     Returns:
-        The handle that takes the patch out again.
+        The :class:`Handle` that takes the patch out again; for methods on features or between layers a
+        :class:`~tokred.multimodal.MultimodalHandle`, whose trace is always kept.
 
     Raises:
         UnsupportedModelError: no adapter fits, or the check failed; the model is as before.
         AlreadyPatchedError: there is a patch in the model already.
+        ValueError: several methods for one place.
 
     Example:
         >>> import timm, torch, tokred
@@ -125,8 +130,16 @@ def patch(
         >>> handle.schedule.tokens(197)
         (184, 171, 158)
     """
-    if not isinstance(method, Method):
-        raise TypeError(f"{method!r} is not a method; use for example tokred.ToMe(r=8).")
+    places = [_place_of(method) for method in methods]
+    if not methods or len(set(places)) != len(places):
+        raise ValueError(
+            f"patch takes one method for each place; found {', '.join(places) or 'none'}. Methods at one place do not "
+            "add up: choose one of them."
+        )
+    if places != ["encoder"]:
+        return _patch_multimodal(model, methods, tower=tower, trace=trace, verify=verify)
+    (method,) = methods
+    assert isinstance(method, Method)
     bare = unwrap(model)
     found = find_tower(bare, tower)
     _require_patchable(found)
@@ -145,9 +158,30 @@ def patch(
     return handle
 
 
+def _place_of(method: AnyMethod) -> str:
+    if not isinstance(method, AnyMethod):
+        raise TypeError(f"{method!r} is not a method; use for example tokred.ToMe(r=8).")
+    return method.place
+
+
+def _patch_multimodal(model: nn.Module, methods: tuple[AnyMethod, ...], **options: Any) -> MultimodalHandle:
+    bare = unwrap(model)
+    if options["tower"] != "vision":
+        raise ValueError("tower='text' is for methods inside an encoder; leave it out for methods on visual tokens.")
+    inside = [method for method in methods if method.place == "encoder"]
+    encoder = patch(bare, *inside, **options) if inside else None
+    handle = MultimodalHandle(model, methods, encoder)
+    try:
+        handle.install(bare)
+    except BaseException:
+        handle.remove()
+        raise
+    return handle
+
+
 def unpatch(model: nn.Module) -> None:
     """Take the patch out of a model, if there is one."""
-    for module in unwrap(model).modules():
+    for module in list(unwrap(model).modules()):
         handle = vars(module).get(_ATTRIBUTE)
         if handle is not None:
             handle.remove()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 CONSTRUCTORS: dict[str, type[nn.Module]] = {
     f"{cls.__module__}.{cls.__qualname__}": cls for cls in (VisionTransformer, VisionTransformerDistilled)
 }
+# the folders of this repository
+OWN = tuple(Path(__file__).parent / name for name in ("vit", "mllm"))
 
 
 @dataclass(eq=False)
@@ -56,8 +59,8 @@ class Case:
 
     @cached_property
     def hyper(self) -> dict[str, Any]:
-        """The hyper-parameters."""
-        return json.loads(self.meta.get("hyper_parameters", "{}"))
+        """The hyper-parameters; the two families of vectors spell their key in two ways."""
+        return json.loads(self.meta.get("hyper_parameters") or self.meta.get("hyperparameters") or "{}")
 
     @cached_property
     def names(self) -> frozenset[str]:
@@ -122,7 +125,7 @@ _checks: list[tuple[str, Matches, Check]] = []
 
 
 def checks(method: str, matches: Matches) -> Callable[[Check], Check]:
-    """Decorator: the function checks cases of ``method`` that ``matches`` is true for."""
+    """Decorator: the function checks cases of ``method`` (``*`` stands for anything) that ``matches`` is true for."""
 
     def decorate(check: Check) -> Check:
         _checks.append((method, matches, check))
@@ -133,7 +136,7 @@ def checks(method: str, matches: Matches) -> Callable[[Check], Check]:
 
 def checks_of(case: Case) -> list[Check]:
     """Everything that can check this case."""
-    return [check for method, matches, check in _checks if method == case.method and matches(case)]
+    return [check for method, matches, check in _checks if fnmatchcase(case.method, method) and matches(case)]
 
 
 def run_checks(case: Case) -> bool:
@@ -151,8 +154,12 @@ def collect(folders: Iterable[Path]) -> list[Case]:
     cases = []
     for folder in folders:
         paths = sorted(folder.glob("*.safetensors")) if folder.is_dir() else [folder]
-        cases += [Case(path, homes) for path in paths if not path.stem.startswith("weights__")]
+        cases += [Case(path, homes) for path in paths if not _is_weights(path)]
     return cases
+
+
+def _is_weights(path: Path) -> bool:
+    return path.stem.startswith("weights__") or path.stem.endswith("__weights")
 
 
 def is_model_case(case: Case) -> bool:

@@ -39,6 +39,17 @@ def near(found: Tensor, wanted: Tensor, what: str, tolerance: float = VALUES) ->
     assert error <= tolerance, f"{what}: largest error {error:.2e}, allowed {tolerance:.0e}"
 
 
+def close(found: Tensor, wanted: Tensor, what: str, relative: float = 1e-4, absolute: float = 1e-6) -> None:
+    """Values within a relative tolerance, and an absolute one for those near zero."""
+    assert found.shape == wanted.shape, f"{what}: shape {tuple(found.shape)}, the vector has {tuple(wanted.shape)}"
+    error = (found.double() - wanted.double()).abs()
+    wrong = (~(error <= absolute + relative * wanted.double().abs())).nonzero()
+    assert not len(wrong), (
+        f"{what}: {len(wrong)} of {wanted.numel()} values differ, the first at {wrong[0].tolist()}: "
+        f"{found[tuple(wrong[0])].item()} instead of {wanted[tuple(wrong[0])].item()}"
+    )
+
+
 def shape_of(num_tokens: int, num_prefix: int, depth: int = 1) -> tokred.ModelShape:
     """A shape for schedules: only the numbers of tokens and blocks matter."""
     return tokred.ModelShape((BlockShape(1, 1, 1),) * depth, num_tokens, num_prefix)

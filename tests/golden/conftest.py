@@ -11,9 +11,7 @@ from pathlib import Path
 import pytest
 
 from . import cases  # noqa: F401 - registers the checks
-from .case import collect
-
-_OWN = Path(__file__).parent / "vit"
+from .case import OWN, collect
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -25,7 +23,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One test a vector, called by the name of its file."""
     if "vector" not in metafunc.fixturenames:
         return
-    folders = metafunc.config.getoption("golden", default=None) or [_OWN]
+    folders = metafunc.config.getoption("golden", default=None) or OWN
     for folder in folders:
         if not folder.exists():
             raise pytest.UsageError(f"--golden {folder}: there is no such folder or file.")

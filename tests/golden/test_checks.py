@@ -9,24 +9,50 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from .case import Case, checks_of, collect, run_checks
+from .case import OWN, Case, checks_of, collect, run_checks
 
-_OWN = Path(__file__).parent / "vit"
+_VIT = OWN[0]
 # what a reduction starts from; all other tensors are results
 _INPUT = re.compile(
     r"image|x|metric\d*|size_in|size|attn|value|mask|keys|feat|sd\..*|.*\.(prune|merge)|importance|size_out_training|"
     r"x_merged_training"
 )
-_RESULTS = {("zerotprune", "importance"), ("tome", "size"), ("pitome", "size"), ("diffrate", "size")}
+_RESULTS = {
+    ("zerotprune", "importance"),
+    ("aim", "importance"),
+    ("tome", "size"),
+    ("pitome", "size"),
+    ("diffrate", "size"),
+}
+# what else the vectors of single methods start from
+_INPUTS = {
+    "aim": {"attn_logits"},
+    "atp": {"attn_logits", "soft_masks", "w_z", "b_z", "w_r", "b_r", "w_s", "b_s"},
+    "attention_row": {"q", "k"},
+    "fastv": {"last_row_attention"},
+    "fopru": {"attention"},
+    "globalcom2": {"cls_logits"},
+    "hired": {"cls_attention_init", "cls_attention_final"},
+    "model": {"input_ids", "pixel_values", "image_sizes"},
+    "prumerge": {"q_cls", "k"},
+    "visionzip": {"cls_attention", "hidden"},
+    "vtc_cls": {"cls_attention"},
+    "zoo_prune": {"noise", "proj_w1", "proj_b1", "proj_w2", "proj_b2"},
+}
 
 
 def _is_result(case: Case, name: str) -> bool:
+    if name in _INPUTS.get("model" if case.method.startswith("model_") else case.method, ()):
+        return False
+    if case.method == "zoo_prune" and not case.has("noise"):  # the choice alone
+        return name not in ("sensitivity", "projected")
     if (case.method, name) in _RESULTS:
-        return not (name == "importance" and case.has("feat")) and not (name == "size" and case.has("out_prop"))
+        given = case.has("feat") or case.has("keep_mask_after_layer")
+        return not (name == "importance" and given) and not (name == "size" and case.has("out_prop"))
     return _INPUT.fullmatch(name) is None
 
 
-@pytest.mark.parametrize("case", collect([_OWN]), ids=lambda case: case.stem)
+@pytest.mark.parametrize("case", collect(OWN), ids=lambda case: case.stem)
 def test_a_changed_result_is_noticed(case: Case):
     results = [name for name in sorted(case.names) if _is_result(case, name)]
     assert results, "a vector without results checks nothing"
@@ -39,25 +65,27 @@ def test_a_changed_result_is_noticed(case: Case):
             run_checks(changed)
 
 
-@pytest.mark.parametrize("case", collect([_OWN]), ids=lambda case: case.stem)
+@pytest.mark.parametrize("case", collect(OWN), ids=lambda case: case.stem)
 def test_every_stored_vector_has_one_check_that_fits(case: Case):
     assert checks_of(case)
 
 
 def test_weights_are_no_vectors():
-    stems = [case.stem for case in collect([_OWN])]
+    stems = [case.stem for case in collect(OWN)]
     assert stems
-    assert not [stem for stem in stems if stem.startswith("weights__")]
-    assert len(stems) == len(set(stems)) == len(list(_OWN.glob("*.safetensors"))) - len(list(_OWN.glob("weights__*")))
+    assert not [stem for stem in stems if stem.startswith("weights__") or stem.endswith("__weights")]
+    files = {path.stem for folder in OWN for path in folder.glob("*.safetensors")}
+    weights = {stem for stem in files if "weights" in (stem.split("__")[0], stem.split("__")[-1])}
+    assert len(stems) == len(set(stems)) == len(files - weights)
 
 
 def test_a_single_file_can_be_given_and_finds_its_weights_beside_it():
-    (case,) = collect([_OWN / "tome__model_cls_r8.safetensors"])
+    (case,) = collect([_VIT / "tome__model_cls_r8.safetensors"])
     assert case.model().num_prefix_tokens == 1
 
 
 def test_the_name_of_a_file_decides_nothing(tmp_path: Path):
-    case = Case(_OWN / "tome__op_cls_odd.safetensors")
+    case = Case(_VIT / "tome__op_cls_odd.safetensors")
     renamed = tmp_path / "pitome__something_else.safetensors"
     save_file({name: case[name] for name in case.names}, renamed, metadata=case.meta)
     assert checks_of(Case(renamed)) == checks_of(case)
@@ -72,6 +100,6 @@ def test_a_vector_of_an_unknown_method_or_with_unknown_tensors_has_no_check(tmp_
 
 
 def test_tensors_that_no_check_looks_at_are_named():
-    case = Case(_OWN / "diffrate__op_merge_cls.safetensors")
+    case = Case(_VIT / "diffrate__op_merge_cls.safetensors")
     run_checks(case)
     assert case.unread() == ["size_out_training", "x_merged_training"]

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor, nn
 
@@ -17,12 +17,23 @@ from tokred.view import Signal
 
 @dataclass(eq=False)
 class Call:
-    """One call of one block: the state of its tokens, and what hooks caught during it, where tokens are reduced."""
+    """One call of one block: the state of its tokens, and what hooks caught during it, where tokens are reduced.
+
+    ``outer`` is the call inside which it runs.
+    """
 
     state: TokenState | None
     catching: bool = True
     caught: dict[str, Tensor] = field(default_factory=dict)
     size_bias: Tensor | None = None
+    outer: Call | None = None
+
+    def see(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> None:
+        """Take what an attention function got: queries [B, H, N, D], keys and values [B, G, N, D], and the mask."""
+        if self.catching:
+            self.caught.update(q=query, k=key, v=value)
+            if mask is not None:
+                self.caught["bias"] = mask
 
 
 @dataclass(eq=False)
@@ -48,6 +59,9 @@ class Removable(Protocol):
         ...
 
 
+C = TypeVar("C", bound=Call)
+
+
 class _Current(threading.local):
     call: Call | None = None
 
@@ -61,9 +75,10 @@ def current_call() -> Call | None:
 
 
 @contextmanager
-def calling(call: Call) -> Iterator[Call]:
+def calling(call: C) -> Iterator[C]:
     """Make ``call`` the current one of this thread."""
     before, _current.call = _current.call, call
+    call.outer = before
     try:
         yield call
     finally:

@@ -16,6 +16,7 @@ from tokred.view import Signal
 
 NAME = "tokred"  # in transformers' registry of attention functions
 _CONFIG = "_tokred_config"
+_READERS = "_tokred_readers"  # how many patches read the module
 
 
 class HuggingFaceReader(AttentionReader):
@@ -77,9 +78,11 @@ class OwnAttention:
             )
         _register()
         self.attn = attn
-        setattr(attn, _CONFIG, attn.config)
-        attn.config = copy.copy(attn.config)
-        attn.config._attn_implementation_internal = NAME
+        if _CONFIG not in vars(attn):
+            setattr(attn, _CONFIG, attn.config)
+            attn.config = copy.copy(attn.config)
+            attn.config._attn_implementation_internal = NAME
+        setattr(attn, _READERS, getattr(attn, _READERS, 0) + 1)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A patched model that was pickled comes to a process that may not know our attention function."""
@@ -87,8 +90,12 @@ class OwnAttention:
         vars(self).update(state)
 
     def remove(self) -> None:
-        """Give the module its config back."""
-        self.attn.config = vars(self.attn).pop(_CONFIG)
+        """Give the module its config back, once nobody else reads it."""
+        readers = vars(self.attn).pop(_READERS) - 1
+        if readers:
+            setattr(self.attn, _READERS, readers)
+        else:
+            self.attn.config = vars(self.attn).pop(_CONFIG)
 
 
 def attention(
@@ -99,10 +106,9 @@ def attention(
     Kernels without additive masks (flash attention) hand over to SDPA where sizes must be added to the logits.
     """
     call = current_call()
-    if call is not None and call.catching:
-        call.caught.update(q=query, k=key, v=value)
-        if attention_mask is not None:
-            call.caught["bias"] = attention_mask
+    while call is not None:
+        call.see(module, query, key, value, attention_mask)
+        call = call.outer
     name = vars(module)[_CONFIG]._attn_implementation
     if attention_mask is not None and attention_mask.ndim == 4 and name not in ("eager", None):
         name = "sdpa"
@@ -129,6 +135,11 @@ def _functions_of(attn: nn.Module) -> Any:
         if hasattr(file, "ALL_ATTENTION_FUNCTIONS") and hasattr(file, "eager_attention_forward"):
             return file
     return None
+
+
+def can_be_read(attn: nn.Module) -> bool:
+    """Whether ``attn`` is an attention module that takes its attention function from the registry."""
+    return "Attention" in type(attn).__name__ and hasattr(attn, "config") and _functions_of(attn) is not None
 
 
 def is_pretrained(module: nn.Module) -> bool:

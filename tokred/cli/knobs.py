@@ -57,6 +57,24 @@ def parse_knobs(written: Sequence[str]) -> dict[str, list[Any]]:
     return knobs
 
 
+def single_values(written: Sequence[str], who: str) -> dict[str, Any]:
+    """Read ``name=value`` words where every knob has one value; lists become tuples.
+
+    Args:
+        written: the words.
+        who: what takes the knobs, for the message.
+
+    Raises:
+        ConfigError: a word that cannot be read, or a knob given twice.
+    """
+    knobs: dict[str, Any] = {}
+    for name, values in parse_knobs(written).items():
+        if len(values) > 1:
+            raise ConfigError(f"The knob {name!r} is given {len(values)} times; a {who} takes one value.")
+        knobs[name] = tuple(values[0]) if isinstance(values[0], list) else values[0]
+    return knobs
+
+
 def build_method(name: str, written: Sequence[str]) -> Method:
     """The method that a command line asks for.
 

@@ -1,7 +1,9 @@
-"""``tokred learn``: schedules that are found by search."""
+"""``tokred learn``: schedules and knobs that are found by search, and thresholds that are trained."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -10,35 +12,61 @@ from rich.markup import escape
 from rich.table import Table
 
 from tokred.cli.console import errors, output, progress_bar
-from tokred.cli.knobs import parse_knobs
+from tokred.cli.knobs import single_values
+from tokred.cli.learn_answers import is_for_multimodal, table_of_answers
+from tokred.cli.learn_atp import atp
 from tokred.errors import ConfigError
-from tokred.learn import Front, Outcome, Progress, SearchSpec, run_search
+from tokred.learn import (
+    Front,
+    MultimodalSpec,
+    Outcome,
+    Progress,
+    SearchSpec,
+    run_multimodal_search,
+    run_search,
+)
 
-learn = typer.Typer(help="Learn schedules.", no_args_is_help=True)
+learn = typer.Typer(help="Learn schedules, keep rates and thresholds.", no_args_is_help=True)
+learn.command("atp")(atp)
 
 
 @learn.command("search")
 def search(
-    model: Annotated[str, typer.Argument(help="A shipped model, a timm name, or a folder.")],
-    data: Annotated[str, typer.Option(help="Data set, or folder of class folders.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A shipped model, a timm name, or a folder; a multimodal one for methods in its language model."
+        ),
+    ],
+    data: Annotated[
+        str,
+        typer.Option(help="Data set, or folder of class folders; for multimodal models questions, or a JSONL file."),
+    ],
     method: Annotated[str, typer.Option(help="See: tokred methods.")],
     knob: Annotated[list[str] | None, typer.Option(help="name=value of the method; may be repeated.")] = None,
     space: Annotated[
-        str, typer.Option(help="counts: every layer by itself; sigmoid: keep rates on a falling curve.")
-    ] = SearchSpec.space,
+        str | None,
+        typer.Option(help="counts (in a language model: rates): every layer by itself; sigmoid: on a falling curve."),
+    ] = None,
     quality: Annotated[
-        str, typer.Option(help="top1, or agreement with the unpatched model, which needs no labels.")
-    ] = SearchSpec.quality,
+        str | None,
+        typer.Option(
+            help="top1 (of answers: exact_match), or agreement with the unpatched model, which needs no labels."
+        ),
+    ] = None,
     cost: Annotated[str, typer.Option(help="macs, or latency: measured beside the unpatched model.")] = SearchSpec.cost,
     trials: Annotated[int, typer.Option(help="Schedules to try, in all runs and processes together.")] = 100,
     sampler: Annotated[str, typer.Option(help="nsga2, tpe or random.")] = "nsga2",
-    budget_low: Annotated[str, typer.Option(help="The cheapest schedules: 40%, '1.2 GMACs', '50 tokens'.")] = (
-        SearchSpec.budget_low
-    ),
-    budget_high: Annotated[str, typer.Option(help="The dearest.")] = SearchSpec.budget_high,
+    budget_low: Annotated[
+        str | None,
+        typer.Option(help="The cheapest: 40%, '1.2 GMACs', '50 tokens'; in a language model of its visual tokens."),
+    ] = None,
+    budget_high: Annotated[str | None, typer.Option(help="The dearest.")] = None,
     split: Annotated[str, typer.Option(help="Part of the data.")] = SearchSpec.split,
-    images: Annotated[int | None, typer.Option(help="How many images, drawn with the seed.")] = SearchSpec.images,
-    batch_size: Annotated[int, typer.Option(help="Images a batch.")] = SearchSpec.batch_size,
+    images: Annotated[
+        int | None, typer.Option(help="How many images or questions, drawn with the seed.")
+    ] = SearchSpec.images,
+    batch_size: Annotated[int, typer.Option(help="Images or questions a batch.")] = SearchSpec.batch_size,
     rounds: Annotated[int, typer.Option(help="Timed pairs of forward passes a schedule.")] = SearchSpec.rounds,
     workers: Annotated[int, typer.Option(min=0, help="Processes that read images.")] = 0,
     num_threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads.")] = None,
@@ -53,20 +81,42 @@ def search(
 
     The same command goes on with an interrupted search, and joins a running one from another terminal or machine.
     """
-    spec = SearchSpec(
-        model, method, data, _knobs(knob or []), space, quality, cost, budget_low, budget_high,
-        split, images, batch_size, rounds, num_threads, device, dtype, seed,
-    )  # fmt: skip
+    wanted = {"space": space, "quality": quality, "budget_low": budget_low, "budget_high": budget_high}
+    given = {name: value for name, value in wanted.items() if value is not None}
     folder = out or Path("runs") / f"search-{Path(model).name}-{method}"
-    outcome = _run(spec, folder, trials, sampler, workers)
+    if is_for_multimodal(method):
+        if cost != SearchSpec.cost or knob:
+            raise ConfigError(f"--cost and --knob are for searches in image encoders, and {method} is for others.")
+        answers = MultimodalSpec(
+            model, method, data, split=split, questions=images, batch_size=batch_size, threads=num_threads,
+            device=device, dtype=dtype, seed=seed,
+        )  # fmt: skip
+        answers = replace(answers, **given)
+        outcome = _run(
+            lambda report: run_multimodal_search(answers, folder, trials=trials, sampler=sampler, report=report),
+            folder, trials,
+        )  # fmt: skip
+        table, what = table_of_answers(outcome, folder), "settings"
+    else:
+        spec = SearchSpec(
+            model, method, data, single_values(knob or [], "search"), cost=cost, split=split, images=images,
+            batch_size=batch_size, rounds=rounds, threads=num_threads, device=device, dtype=dtype, seed=seed, **given,
+        )  # fmt: skip
+        outcome = _run(
+            lambda report: run_search(
+                spec, folder, trials=trials, sampler=sampler, workers=workers, report=report
+            ),
+            folder, trials,
+        )  # fmt: skip
+        table, what = _table(outcome, spec, folder), "schedules"
     console = output()
-    console.print(_table(outcome, folder), highlight=False)
-    beaten = f"{outcome.tried} schedules were tried, {len(outcome.files)} are beaten by no other"
+    console.print(table, highlight=False)
+    beaten = f"{outcome.tried} {what} were tried, {len(outcome.files)} are beaten by no other"
     console.print(
         f"{beaten}: {folder / 'front'}, {folder / 'search.json'}, {folder / 'pareto.png'}, {folder / 'pareto.html'}.",
         highlight=False, soft_wrap=True,
     )  # fmt: skip
-    if outcome.files:
+    if outcome.files and what == "schedules":
         console.print(
             f"Measure one on all images: tokred sweep --model {model} --data {data} --method {method} "
             f"--knob schedule={outcome.files[-1]}",
@@ -74,16 +124,7 @@ def search(
         )  # fmt: skip
 
 
-def _knobs(written: list[str]) -> dict[str, object]:
-    knobs: dict[str, object] = {}
-    for name, values in parse_knobs(written).items():
-        if len(values) > 1:
-            raise ConfigError(f"The knob {name!r} is given {len(values)} times; a search takes one value.")
-        knobs[name] = tuple(values[0]) if isinstance(values[0], list) else values[0]
-    return knobs
-
-
-def _run(spec: SearchSpec, folder: Path, trials: int, sampler: str, workers: int) -> Outcome:
+def _run(start: Callable[[Callable[[Progress], None]], Outcome], folder: Path, trials: int) -> Outcome:
     tried = 0
     with progress_bar() as bar:
         task = bar.add_task("unpatched", total=trials)
@@ -94,7 +135,7 @@ def _run(spec: SearchSpec, folder: Path, trials: int, sampler: str, workers: int
             bar.update(task, completed=now.tried + now.share, description=_best(now.front))
 
         try:
-            return run_search(spec, folder, trials=trials, sampler=sampler, workers=workers, report=report)
+            return start(report)
         except KeyboardInterrupt:
             bar.stop()
             errors().print(
@@ -118,8 +159,8 @@ def _best(front: Front) -> str:
     return f"{len(best)} on the front, {quality.column} {' to '.join(ends)}"
 
 
-def _table(outcome: Outcome, folder: Path) -> Table:
-    spec, unpatched = outcome.front.spec, outcome.front.unpatched
+def _table(outcome: Outcome, spec: SearchSpec, folder: Path) -> Table:
+    unpatched = outcome.front.unpatched
     timed = spec.cost == "latency"
     table = Table(
         title=f"{spec.model} with {spec.method} on {unpatched['images']} images of {spec.data}", title_justify="left"

@@ -20,8 +20,11 @@ def result_tables(rows: Sequence[dict[str, Any]]) -> Iterator[Table]:
     """One table for every model and data set, from the dearest point to the cheapest."""
     finished = [row for row in rows if row["status"] == "finished"]
     for (model, data), group in groupby(finished, key=lambda row: (row["model"], row["data"])):
-        members = sorted(group, key=lambda row: (-row["gmacs"], row["method"] != UNPATCHED))
+        members = sorted(group, key=lambda row: (-(row["gmacs"] or 0.0), row["method"] != UNPATCHED))
         first = members[0]
+        if first.get("exact_match") is not None:
+            yield _vqa_table(model, data, members)
+            continue
         table = Table(
             title=f"{model} on {data}: {first['images']} images, batch {first['batch_size']}, {first['dtype']}, "
             f"{first['device_name']}, {first['threads']} threads",
@@ -49,11 +52,51 @@ def result_tables(rows: Sequence[dict[str, Any]]) -> Iterator[Table]:
         yield table
 
 
-def planned_table(planned: Sequence[tuple[Point, Cost | Exception]]) -> Table:
+def _vqa_table(model: str, data: str, members: Sequence[dict[str, Any]]) -> Table:
+    """Multimodal models: times are those of one batch."""
+    first = members[0]
+    table = Table(
+        title=f"{model} on {data}: {first['images']} questions, batch {first['batch_size']}, {first['dtype']}, "
+        f"{first['device_name']}, {first['threads']} threads",
+        title_justify="left",
+    )
+    table.add_column("method")
+    table.add_column("setting")
+    for title in (
+        "visual tokens", "newlines", "exact %", "agree %", "GMACs", "ideal", "prefill", "vision ms", "reduction ms",
+        "prefill ms", "decode ms", "tokens/s", "KV MB", "peak MB",
+    ):  # fmt: skip
+        table.add_column(title, justify="right")
+    for row in members:
+        table.add_row(
+            row["method"],
+            escape(row["label"]),
+            f"{row['visual_tokens']:.1f}",
+            f"{row['newline_tokens']:.1f}",
+            f"{row['exact_match']:.2f}",
+            f"{row['agreement']:.2f}",
+            _number(row["gmacs"], "{:.3f}"),
+            _number(row["ideal_speedup"], "{:.2f}x"),
+            f"{row['prefill_speedup']:.2f}x",
+            f"{row['vision_ms']:.1f}",
+            f"{row['reduction_ms']:.1f}",
+            f"{row['prefill_ms']:.1f}",
+            f"{row['decode_ms']:.1f}",
+            f"{row['tokens_per_second']:.0f}",
+            f"{row['kv_cache_mb']:.2f}",
+            f"{row['peak_memory_mb']:.0f}",
+            style="bold" if row["method"] == UNPATCHED else None,
+        )
+    return table
+
+
+def planned_table(planned: Sequence[tuple[Point, Cost | Exception | None]]) -> Table:
     """What a sweep would measure."""
     table = Table("model", "data", "method", "setting", "GMACs", "tokens per layer")
     for point, cost in planned:
-        if isinstance(cost, Exception):
+        if cost is None:
+            outlook = ["", "depends on the prompts"]
+        elif isinstance(cost, Exception):
             outlook = ["", f"[red]will fail: {escape(str(cost))}[/]"]
         else:
             outlook = [f"{cost.gmacs:.3f}", " ".join(map(str, cost.tokens_per_layer))]

@@ -9,29 +9,47 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from tokred.data.batches import Batches
+from tokred.data.easy_vqa import easy_vqa, easy_vqa_sample
 from tokred.data.fashion_mnist import fashion_mnist
 from tokred.data.image_folder import ImageFolder, Unreadable
+from tokred.data.mosaic import mosaic
 from tokred.data.samples import fashion_mnist_sample
 from tokred.data.tensors import TensorImages, Transform
 from tokred.data.transforms import transform_for
+from tokred.data.vqa import Question, VQADataset, VQAExample, as_thumbnails, read_vqa
 from tokred.errors import DataError
 
 __all__ = [
     "Batches",
     "ImageFolder",
+    "Question",
     "TensorImages",
     "Transform",
     "Unreadable",
+    "VQADataset",
+    "VQAExample",
+    "as_thumbnails",
     "dataset_names",
+    "easy_vqa",
+    "easy_vqa_sample",
     "fashion_mnist",
     "fashion_mnist_sample",
     "load_dataset",
+    "load_vqa",
+    "mosaic",
+    "read_vqa",
     "transform_for",
+    "vqa_names",
 ]
 
 _DATASETS: dict[str, Callable[[str, Transform | None], Dataset[Any]]] = {
     "fashion-mnist": fashion_mnist,
     "fashion-mnist-sample": fashion_mnist_sample,
+}
+_QUESTIONS: dict[str, Callable[[str], VQADataset]] = {
+    "easy-vqa": easy_vqa,
+    "easy-vqa-sample": easy_vqa_sample,
+    "mosaic": mosaic,
 }
 
 
@@ -66,3 +84,32 @@ def load_dataset(
     near = difflib.get_close_matches(str(name_or_path), _DATASETS, n=1)
     hint = f"Did you mean {near[0]!r}?" if near else f"Known names: {', '.join(_DATASETS)}."
     raise DataError(f"{str(name_or_path)!r} is neither a known data set nor a folder. {hint}")
+
+
+def vqa_names() -> tuple[str, ...]:
+    """Return the names that :func:`load_vqa` knows."""
+    return tuple(_QUESTIONS)
+
+
+def load_vqa(name_or_path: str | os.PathLike[str], split: str = "test") -> VQADataset:
+    """Return questions about pictures: a known name, or a JSONL file (:func:`tokred.data.vqa.read_vqa`).
+
+    Args:
+        name_or_path: "easy-vqa", "easy-vqa-sample" (ships with tokred), "mosaic" (drawn when asked for; its test split
+            needs nothing that does not ship), or a file.
+        split: "train" or "test" for the named ones.
+
+    Raises:
+        DataError: neither a known name nor a file, or data that cannot be read.
+
+    >>> len(load_vqa("easy-vqa-sample"))
+    9673
+    """
+    if isinstance(name_or_path, str) and name_or_path in _QUESTIONS:
+        return _QUESTIONS[name_or_path](split)
+    path = Path(name_or_path).expanduser()
+    if path.is_file():
+        return read_vqa(path)
+    near = difflib.get_close_matches(str(name_or_path), _QUESTIONS, n=1)
+    hint = f"Did you mean {near[0]!r}?" if near else f"Known names: {', '.join(_QUESTIONS)}."
+    raise DataError(f"{str(name_or_path)!r} is neither a known set of questions nor a JSONL file. {hint}")

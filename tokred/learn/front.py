@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from tokred.bench.machine import device_name, versions
-from tokred.learn.spec import SearchSpec
+from tokred.learn.choice import Choice, Knobs, to_record
+from tokred.learn.spec import AnySpec
 from tokred.schedule import Schedule
 from tokred.sweep.axes import pareto_front
 from tokred.sweep.plot import draw_plot
@@ -27,13 +28,13 @@ class Trial:
 
     Attributes:
         number: in the study.
-        schedule: what was measured.
+        schedule: what was measured; knobs, where the method has no schedule.
         columns: as in the results of a sweep.
         origin: where it is from if the search did not choose it, such as "own law at 60%".
     """
 
     number: int
-    schedule: Schedule
+    schedule: Choice
     columns: Mapping[str, Any]
     origin: str | None = None
 
@@ -47,6 +48,7 @@ class Trial:
 class Front:
     """The trials that neither another trial nor the unpatched model beats, from the cheapest to the best.
 
+    >>> from tokred.learn import SearchSpec
     >>> spec = SearchSpec("vit", "tome", "pictures", quality="agreement")
     >>> few, many = Schedule({"merge": (5, 4)}), Schedule({"merge": (5, 5)})
     >>> trials = [Trial(0, few, {"gmacs": 1.0, "agreement": 80.0}), Trial(1, many, {"gmacs": 2.0, "agreement": 70.0})]
@@ -54,7 +56,7 @@ class Front:
     [0]
     """
 
-    spec: SearchSpec
+    spec: AnySpec
     trials: Sequence[Trial]
     unpatched: Mapping[str, Any]
 
@@ -74,12 +76,12 @@ class Front:
         return [row["trial"] for row in pareto_front(rows, *self.spec.axes) if row["trial"] is not None]
 
 
-def file_name(spec: SearchSpec, trial: Trial) -> str:
+def file_name(spec: AnySpec, trial: Trial) -> str:
     """The same for the same trial, however the front changes."""
     return f"{spec.method}-trial-{trial.number:04d}.yaml"
 
 
-def write_front(front: Front, folder: str | Path, num_tokens: int) -> list[Path]:
+def write_front(front: Front, folder: str | Path, num_tokens: int | None = None) -> list[Path]:
     """Write ``front/*.yaml``, ``search.json``, ``pareto.png`` and ``pareto.html``; return the paths of the schedules.
 
     Schedules in ``front/`` that have been beaten since are removed.
@@ -87,7 +89,7 @@ def write_front(front: Front, folder: str | Path, num_tokens: int) -> list[Path]
     Args:
         front: what to write.
         folder: of the search.
-        num_tokens: tokens that enter the first block.
+        num_tokens: tokens that enter the first block, for schedules.
 
     Raises:
         StorageError: a file cannot be written.
@@ -98,7 +100,7 @@ def write_front(front: Front, folder: str | Path, num_tokens: int) -> list[Path]
     try:
         place.mkdir(parents=True, exist_ok=True)
         for trial, path in zip(front.best, paths, strict=True):
-            _named(trial, spec, num_tokens).save(partial := path.with_suffix(".partial"))
+            _save(trial, spec, num_tokens, partial := path.with_suffix(".partial"))
             os.replace(partial, path)
         for path in set(place.glob(f"{spec.method}-trial-*.yaml")) - set(paths):
             path.unlink(missing_ok=True)
@@ -115,16 +117,16 @@ def write_front(front: Front, folder: str | Path, num_tokens: int) -> list[Path]
     return paths
 
 
-def _named(trial: Trial, spec: SearchSpec, num_tokens: int) -> Schedule:
+def _save(trial: Trial, spec: AnySpec, num_tokens: int | None, path: Path) -> None:
     cost, quality = spec.axes
     found = f"{quality.column} {trial.columns[quality.column]:.2f} at {cost.column} {trial.columns[cost.column]:.4g}"
-    return Schedule(
-        trial.schedule.tracks,
-        name=f"{spec.method}-trial-{trial.number:04d}",
-        source=f"tokred learn search, {trial.label}: {found} on {trial.columns['images']} images of {spec.data}",
-        model=spec.model,
-        num_tokens=num_tokens,
-    )
+    source = f"tokred learn search, {trial.label}: {found} on {trial.columns['images']} {spec.unit} of {spec.data}"
+    if isinstance(trial.schedule, Knobs):
+        trial.schedule.save(path, spec.method, f"{source}, with {spec.model}")
+        return
+    name = f"{spec.method}-trial-{trial.number:04d}"
+    named = Schedule(trial.schedule.tracks, name=name, source=source, model=spec.model, num_tokens=num_tokens)
+    named.save(path)
 
 
 def _record(front: Front) -> dict[str, Any]:
@@ -141,8 +143,7 @@ def _record(front: Front) -> dict[str, Any]:
 
 
 def _entry(trial: Trial) -> dict[str, Any]:
-    tracks = {name: list(counts) for name, counts in trial.schedule.tracks.items()}
-    return {"trial": trial.number, "origin": trial.origin, "tracks": tracks, **trial.columns}
+    return {"trial": trial.number, "origin": trial.origin, **to_record(trial.schedule), **trial.columns}
 
 
 def _row(front: Front, method: str, label: str, columns: Mapping[str, Any]) -> Row:

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from tokred.errors import ConfigError, DataError
+from tokred.learn.choice import Choice, from_record, to_record
 from tokred.learn.lock import Lock
 from tokred.learn.process import is_alive, me
 from tokred.learn.space import Range
-from tokred.schedule import Schedule
 from tokred.sweep.axes import Axis
 from tokred.sweep.extra import need
 from tokred.sweep.store import StorageError
@@ -25,21 +25,23 @@ log = logging.getLogger(__name__)
 
 SAMPLERS = ("nsga2", "tpe", "random")
 _STUDY = "tokred"
+# how much the unpatched model may differ: another machine may see an image differently
+_SLACK = {"images": 0, "gmacs": 0, "top1": 1.0, "exact_match": 1.0}
 _FORGOTTEN = timedelta(hours=1)  # no trial takes so long; for processes that this machine cannot look at
 
 
 @dataclass(frozen=True)
 class Seed:
-    """A schedule that is tried before the search chooses by itself.
+    """What is tried before the search chooses by itself.
 
     Attributes:
         origin: where it is from, such as "own law at 60%".
-        schedule: the schedule itself.
+        schedule: the schedule itself, or the knobs.
         numbers: those of the search space that come closest, for the sampler to learn from.
     """
 
     origin: str
-    schedule: Schedule
+    schedule: Choice
     numbers: Mapping[str, float]
 
 
@@ -49,7 +51,7 @@ class Claim:
 
     trial: Any
     numbers: dict[str, float]
-    schedule: Schedule | None
+    schedule: Choice | None
 
 
 class Journal:
@@ -115,8 +117,8 @@ class Journal:
             if before is None:
                 self._study.set_user_attr("unpatched", dict(columns))
                 return
-        for name, slack in (("images", 0), ("gmacs", 0), ("top1", 1.0)):  # another machine may see an image differently
-            if abs((before[name] or 0) - (columns[name] or 0)) > slack:
+        for name in [name for name in _SLACK if name in before and name in columns]:
+            if abs((before[name] or 0) - (columns[name] or 0)) > _SLACK[name]:
                 raise DataError(
                     f"The unpatched model has {name} = {columns[name]} here, but {before[name]} when the search in "
                     f"{self.folder} began: images or weights have changed. Search in another folder."
@@ -138,13 +140,13 @@ class Journal:
             trial = self._study.ask()
             trial.set_user_attr("owner", me())
             numbers = {name: trial.suggest_float(name, r.low, r.high, log=r.log) for name, r in ranges.items()}
-        tracks = trial.user_attrs.get("tracks")
-        return Claim(trial, numbers, Schedule(tracks) if tracks else None)
+        return Claim(trial, numbers, from_record(trial.user_attrs))
 
-    def finish(self, claim: Claim, schedule: Schedule, columns: Mapping[str, Any]) -> None:
+    def finish(self, claim: Claim, schedule: Choice, columns: Mapping[str, Any]) -> None:
         """Keep a result."""
         with _writing(self.path):
-            claim.trial.set_user_attr("tracks", _plain(schedule))
+            for name, value in to_record(schedule).items():
+                claim.trial.set_user_attr(name, value)
             claim.trial.set_user_attr("columns", dict(columns))
             self._study.tell(claim.trial, [columns[axis.column] for axis in self.axes])
 
@@ -156,10 +158,11 @@ class Journal:
         """A form that cannot meet its budget; it counts."""
         self._study.tell(claim.trial, state=self._optuna.trial.TrialState.PRUNED)
 
-    def measured(self, schedule: Schedule) -> dict[str, Any] | None:
+    def measured(self, schedule: Choice) -> dict[str, Any] | None:
         """The result of the same schedule in an earlier trial."""
-        tracks = _plain(schedule)
-        return next((t.user_attrs["columns"] for t in self.finished if t.user_attrs["tracks"] == tracks), None)
+        record = to_record(schedule)
+        same = (t for t in self.finished if all(t.user_attrs.get(name) == v for name, v in record.items()))
+        return next((t.user_attrs["columns"] for t in same), None)
 
     def _open(self, identity: dict[str, Any]) -> Any:
         journal = need("optuna.storages.journal")
@@ -204,7 +207,7 @@ class Journal:
         there = {t.user_attrs.get("origin") for t in self.trials if t.state.name != "FAIL"}
         for seed in self.seeds:
             if seed.origin not in there:
-                attributes = {"origin": seed.origin, "tracks": _plain(seed.schedule)}
+                attributes = {"origin": seed.origin, **to_record(seed.schedule)}
                 self._study.enqueue_trial(dict(seed.numbers), user_attrs=attributes)
 
     def _sampler(self, name: str, seed: int, total: int) -> Any:
@@ -223,10 +226,6 @@ def _writing(path: Path) -> Iterator[None]:
         raise StorageError(
             f"{path} cannot be written ({error.strerror}). The trials finished before are safe."
         ) from error
-
-
-def _plain(schedule: Schedule) -> dict[str, list[int]]:
-    return {name: list(counts) for name, counts in schedule.tracks.items()}
 
 
 def _is_abandoned(trial: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Keep Optuna's own reports off the screen while a search runs."""
+"""Keep the reports of other libraries off the screen, which is ours while something is learned."""
 
 from __future__ import annotations
 
@@ -18,3 +18,17 @@ def quiet() -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(before)
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """No progress bars of transformers inside the block."""
+    from transformers.utils import logging
+
+    before = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if before:
+            logging.enable_progress_bar()

@@ -18,6 +18,7 @@ from tokred.cost import Cost
 from tokred.errors import BudgetError, ConfigError
 from tokred.learn.layout import lay_out, split_of
 from tokred.methods import Method
+from tokred.methods.p_sigmoid import sigmoid_rates
 from tokred.schedule import Budget, Schedule
 from tokred.shape import ModelShape
 
@@ -230,32 +231,6 @@ def make_space(name: str, method: Method, shape: ModelShape, low: str, high: str
     return SPACES[name](method, shape, Budget.parse(low), Budget.parse(high))
 
 
-def sigmoid_rates(depth: int, mean: float, steepness: float) -> tuple[float, ...]:
-    """Keep rates ``r(i) = 1 / (1 + exp(k (i - alpha)))`` of layers 0 to depth - 1, with alpha solved for their mean.
-
-    Args:
-        depth: number of layers.
-        mean: of the rates, in (0, 1]; 1 keeps everything.
-        steepness: k, above 0.
-
-    Source: P-Sigmoid (arXiv 2412.00556); the mean rises with alpha, so bisection finds the only solution.
-
-    >>> [round(rate, 3) for rate in sigmoid_rates(4, 0.5, 1.0)]
-    [0.818, 0.622, 0.378, 0.182]
-    """
-    if not 0 < mean <= 1 or steepness <= 0:
-        raise ValueError(f"mean={mean}, steepness={steepness}: the mean must lie in (0, 1], the steepness above 0.")
-    if mean == 1:
-        return (1.0,) * depth
-    low = math.log(mean / (1 - mean)) / steepness  # here the highest rate is the mean
-    high = low + depth - 1  # and here the lowest
-    for _ in range(60):
-        alpha = (low + high) / 2
-        reached = sum(_sigmoid(steepness * (alpha - layer)) for layer in range(depth)) / depth
-        low, high = (alpha, high) if reached < mean else (low, alpha)
-    return tuple(_sigmoid(steepness * ((low + high) / 2 - layer)) for layer in range(depth))
-
-
 def written(budget: Budget, *, up: bool = False) -> str:
     """A budget as a person writes it, such as "40%"; rounded ``up`` where it must still be met."""
     if budget.unit == "tokens":
@@ -265,7 +240,3 @@ def written(budget: Budget, *, up: bool = False) -> str:
         digits = 10 ** (3 - math.floor(math.log10(amount)))
         amount = math.ceil(amount * digits) / digits
     return f"{amount:.4g}%" if budget.unit == "share" else f"{amount:.4g} GMACs"
-
-
-def _sigmoid(x: float) -> float:
-    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
-from typing import Any, get_args
+from typing import Any, ClassVar, Protocol, get_args
 
 from tokred.errors import ConfigError
 from tokred.methods import Method, create_method
@@ -16,6 +16,61 @@ from tokred.sweep.spec import DType
 QUALITIES = ("top1", "agreement")
 COSTS = {"macs": "gmacs", "latency": "speedup"}  # -> column of the results
 _ONLY_TIMED = ("batch_size", "rounds", "threads", "device")  # what does not matter where nothing is timed
+
+
+class AnySpec(Protocol):
+    """What every search has, whatever it looks for.
+
+    Attributes:
+        unit: what the data is counted in, for people.
+    """
+
+    unit: ClassVar[str]
+
+    @property
+    def model(self) -> str:
+        """The model's name."""
+        ...
+
+    @property
+    def method(self) -> str:
+        """The method's name."""
+        ...
+
+    @property
+    def data(self) -> str:
+        """Name of the data."""
+        ...
+
+    @property
+    def batch_size(self) -> int:
+        """Items a batch."""
+        ...
+
+    @property
+    def device(self) -> str:
+        """Where it runs."""
+        ...
+
+    @property
+    def dtype(self) -> str:
+        """Of the weights."""
+        ...
+
+    @property
+    def seed(self) -> int:
+        """Draws what is left to chance."""
+        ...
+
+    @property
+    def axes(self) -> tuple[Axis, Axis]:
+        """Cost and quality as axes of a plot."""
+        ...
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides about the results, as plain data."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -41,6 +96,8 @@ class SearchSpec:
         dtype: of weights and images.
         seed: draws the images and the choices.
     """
+
+    unit: ClassVar[str] = "images"
 
     model: str
     method: str

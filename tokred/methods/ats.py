@@ -9,7 +9,8 @@ from typing import ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from tokred.methods.base import Method, class_attention_macs, register
+from tokred.methods.base import Method, class_attention_macs
+from tokred.methods.registry import register
 from tokred.methods.stages import Keep, check_keep, staged
 from tokred.schedule import Schedule
 from tokred.shape import ModelShape

@@ -1,18 +1,15 @@
-"""What a method is, and the registry of all methods."""
+"""What a method inside an encoder is: data and one pure function."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
-from difflib import get_close_matches
-from functools import cached_property
-from importlib.metadata import entry_points
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, TypeVar
+from typing import ClassVar, Literal, Self
 
 from tokred.cost import Convention, Cost, cost
-from tokred.errors import ConfigError
+from tokred.methods.registry import AnyMethod
 from tokred.schedule import Schedule
 from tokred.shape import ModelShape
 from tokred.token_map import TokenMap
@@ -22,7 +19,7 @@ Site = Literal["block", "block_end"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Method(ABC):
+class Method(AnyMethod):
     """Data and one pure function: the paper's knobs, where it acts, what it looks at, and ``reduce``.
 
     A method sees tensors and shapes, never a model, and holds no state of a run. How many tokens stay is a
@@ -34,9 +31,6 @@ class Method(ABC):
         budget: what the model may cost instead: ``"2.9 GMACs"``, ``"60%"``, ``"96 tokens"``.
     """
 
-    name: ClassVar[str]
-    paper: ClassVar[str] = ""
-    learned: ClassVar[bool] = False
     site: ClassVar[Site] = "block"
     tracks: ClassVar[tuple[str, ...]] = ("merge",)
     needs: ClassVar[frozenset[Signal]] = frozenset()
@@ -48,10 +42,7 @@ class Method(ABC):
     def __post_init__(self) -> None:
         if self.schedule is not None and self.budget is not None:
             raise ValueError(f"{type(self).__name__}: give a schedule or a budget, not both.")
-        self.check()
-
-    def check(self) -> None:  # noqa: B027 - methods without knobs have nothing to check
-        """Check the knobs. Raises ValueError with what was found and what is allowed."""
+        super().__post_init__()
 
     @property
     def proportional(self) -> bool:
@@ -122,14 +113,6 @@ class Method(ABC):
         after = self.site == "block_end"
         return cost(shape, tokens, reduction_macs=extra, after_block=after, convention=convention)
 
-    def describe(self) -> dict[str, Any]:
-        """The knobs that differ from their defaults, as plain data."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
-
-    def with_(self, **knobs: Any) -> Self:
-        """A copy with other knobs."""
-        return replace(self, **knobs)
-
     def _clamped(self, schedule: Schedule, shape: ModelShape) -> Schedule:
         tracks: dict[str, list[int]] = {name: [] for name in self.tracks}
         tokens = shape.num_tokens
@@ -139,65 +122,6 @@ class Method(ABC):
                 tokens = min(tokens, max(schedule.tracks[name][layer], least))
                 tracks[name].append(tokens)
         return replace(schedule, tracks={name: tuple(counts) for name, counts in tracks.items()})
-
-
-M = TypeVar("M", bound=type[Method])
-
-
-class _Registry:
-    """Methods by name; those of other packages join on first use through the entry point ``tokred.methods``."""
-
-    def __init__(self) -> None:
-        self._own: dict[str, type[Method]] = {}
-
-    @cached_property
-    def _foreign(self) -> dict[str, type[Method]]:
-        return {entry.name: entry.load() for entry in entry_points(group="tokred.methods")}
-
-    def add(self, name: str, method: type[Method]) -> None:
-        if name in self._own:
-            raise ValueError(f"A method called {name!r} is registered already.")
-        self._own[name] = method
-
-    def all(self) -> dict[str, type[Method]]:
-        return dict(sorted({**self._foreign, **self._own}.items()))
-
-
-_registry = _Registry()
-
-
-def register(name: str) -> Callable[[M], M]:
-    """Class decorator: make a method known to the command line, sweeps, demos and tests under ``name``."""
-
-    def decorate(method: M) -> M:
-        method.name = name
-        _registry.add(name, method)
-        return method
-
-    return decorate
-
-
-def methods() -> dict[str, type[Method]]:
-    """All registered methods by name."""
-    return _registry.all()
-
-
-def create_method(name: str, **knobs: Any) -> Method:
-    """Build a method from its registered name and knobs.
-
-    Raises:
-        ConfigError: an unknown name or knob; the message gives the nearest known one.
-    """
-    known = methods()
-    if name not in known:
-        near = get_close_matches(name, known, n=1) or [", ".join(known)]
-        raise ConfigError(f"Unknown method {name!r}; did you mean {near[0]!r}?")
-    names = [f.name for f in fields(known[name])]
-    for knob in knobs:
-        if knob not in names:
-            near = get_close_matches(knob, names, n=1, cutoff=0)
-            raise ConfigError(f"{name} has no knob {knob!r}; did you mean {near[0]!r}? It has: {', '.join(names)}.")
-    return known[name](**knobs)
 
 
 def class_attention_macs(tokens: int, layer: int, shape: ModelShape) -> int:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from tokred import ops
-from tokred.methods.base import Method, class_attention_macs, register
+from tokred.methods.base import Method, class_attention_macs
+from tokred.methods.registry import register
 from tokred.schedule import Schedule, share_of
 from tokred.shape import ModelShape
 from tokred.token_map import TokenMap, take

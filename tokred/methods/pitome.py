@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from tokred import ops
-from tokred.methods.base import Method, register
+from tokred.methods.base import Method
+from tokred.methods.registry import register
 from tokred.schedule import Schedule, share_of
 from tokred.shape import ModelShape
 from tokred.token_map import TokenMap, take

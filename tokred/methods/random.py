@@ -7,7 +7,8 @@ from typing import ClassVar, Self
 
 import torch
 
-from tokred.methods.base import Method, register
+from tokred.methods.base import Method
+from tokred.methods.registry import register
 from tokred.methods.stages import Keep, check_keep, staged
 from tokred.schedule import Schedule
 from tokred.shape import ModelShape

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from tokred import ops
-from tokred.methods.base import Method, register
+from tokred.methods.base import Method
+from tokred.methods.registry import register
 from tokred.schedule import Removal, Schedule, removals
 from tokred.shape import ModelShape
 from tokred.token_map import TokenMap

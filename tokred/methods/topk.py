@@ -9,7 +9,8 @@ from typing import ClassVar, Self
 import torch
 
 from tokred import ops
-from tokred.methods.base import Method, class_attention_macs, register
+from tokred.methods.base import Method, class_attention_macs
+from tokred.methods.registry import register
 from tokred.methods.stages import Keep, check_keep, staged
 from tokred.schedule import Schedule
 from tokred.shape import ModelShape

@@ -1,20 +1,24 @@
 """The mathematics of token reduction in plain PyTorch: the truth that fused kernels must reproduce."""
 
-from tokred.ops.attention import attention_matrix, attention_received, attention_row
+from tokred.ops.attention import attention_matrix, attention_means, attention_received, attention_row
+from tokred.ops.diverse import farthest, nearest_distance
 from tokred.ops.energy import energy, gaussian_energy
 from tokred.ops.match import best_match, both_real, cosine, unit
 from tokred.ops.rank import first_votes, page_rank, rank_descending
 
 __all__ = [
     "attention_matrix",
+    "attention_means",
     "attention_received",
     "attention_row",
     "best_match",
     "both_real",
     "cosine",
     "energy",
+    "farthest",
     "first_votes",
     "gaussian_energy",
+    "nearest_distance",
     "page_rank",
     "rank_descending",
     "unit",

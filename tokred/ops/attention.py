@@ -53,3 +53,26 @@ def attention_received(q: Tensor, k: Tensor, scale: float, weight: Tensor, bias:
         rows = attention_matrix(q[:, :, part], k, scale, rows_bias)
         total = total + (weight[:, :, part].float().unsqueeze(2) @ rows).squeeze(2)
     return total
+
+
+def attention_means(q: Tensor, k: Tensor, scale: float, start: int = 0) -> tuple[Tensor, Tensor]:
+    """Column and row means of the attention among the tokens from ``start`` on, a chunk of queries at a time.
+
+    Args:
+        q: [B, H, N, D].
+        k: [B, G, N, D].
+        scale: factor on the products.
+        start: first token that counts as query and as key; the softmax is over all keys.
+
+    Returns:
+        [B, H, N - start] float32 each: attention received on average over the queries, and given on average over the
+        keys.
+    """
+    chunk, count = 256, q.shape[2] - start
+    received = torch.zeros(*q.shape[:2], count, device=q.device)
+    given = []
+    for first in range(start, q.shape[2], chunk):
+        rows = attention_matrix(q[:, :, first : first + chunk], k, scale)[..., start:]
+        received = received + rows.sum(dim=2)
+        given.append(rows.sum(dim=-1))
+    return received / count, torch.cat(given, dim=-1) / count

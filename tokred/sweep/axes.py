@@ -27,6 +27,7 @@ class Axis:
 
 _AXES = (
     Axis("top1", "top-1 accuracy (%)", True),
+    Axis("exact_match", "exact match (%)", True),
     Axis("agreement", "agreement with the unpatched model (%)", True),
     Axis("speedup", "speed-up over the unpatched model", True),
     Axis("ideal_speedup", "ratio of MACs to the unpatched model", True),
@@ -36,6 +37,11 @@ _AXES = (
     Axis("peak_memory_mb", "peak activation memory (MB)", False),
     Axis("gmacs", "GMACs per image", False),
     Axis("mean_tokens", "tokens per block, mean", False),
+    Axis("visual_tokens", "visual tokens per prompt", False),
+    Axis("prefill_speedup", "speed-up of the prefill", True),
+    Axis("prefill_ms", "median time of a prefill (ms)", False),
+    Axis("tokens_per_second", "generated tokens per second", True),
+    Axis("kv_cache_mb", "KV cache of a batch (MB)", False),
 )
 AXES = {axis.column: axis for axis in _AXES}
 

@@ -17,12 +17,14 @@ from tokred.assets import load_model
 from tokred.bench.machine import device_name, require_device, threads, versions
 from tokred.cost import Cost, cost
 from tokred.errors import TokredError
+from tokred.multimodal_assets import is_multimodal
 from tokred.patching import unwrap
 from tokred.sweep.measure import measure
 from tokred.sweep.point import UNPATCHED, Point
 from tokred.sweep.spec import SweepSpec
 from tokred.sweep.store import Store
 from tokred.sweep.subject import Subject, require_names
+from tokred.sweep.vqa import VQASubject, measure_vqa
 
 Row = dict[str, Any]
 
@@ -72,7 +74,7 @@ def run_sweep(
         StorageError: a result cannot be written.
     """
     require_device(spec.device)
-    require_names(spec.models, spec.data, spec.split)
+    require_names(spec.models, sorted({data for _, data in spec.pairs()}), spec.split)
     store = Store(folder)
     points = spec.points()
     earlier = store.finished() if resume else {}
@@ -94,15 +96,20 @@ def run_sweep(
     return rows
 
 
-def preview(spec: SweepSpec) -> list[tuple[Point, Cost | TokredError]]:
+def preview(spec: SweepSpec) -> list[tuple[Point, Cost | TokredError | None]]:
     """What every point would cost, computed from the shapes alone; or why it will fail.
+
+    ``None`` for multimodal models: what they cost depends on the images and prompts.
 
     Raises:
         DataError: there is no such model or data set.
     """
-    require_names(spec.models, spec.data, spec.split)
-    planned: list[tuple[Point, Cost | TokredError]] = []
+    require_names(spec.models, sorted({data for _, data in spec.pairs()}), spec.split)
+    planned: list[tuple[Point, Cost | TokredError | None]] = []
     for model, group in groupby(spec.points(), key=lambda point: point.model):
+        if is_multimodal(model):
+            planned += [(point, None) for point in group]
+            continue
         shape = find_tower(unwrap(load_model(model, pretrained=False))).shape
         for point in group:
             method = point.build()
@@ -118,7 +125,7 @@ class _Team:
 
     def __init__(self, model: str, data: str, spec: SweepSpec, earlier: dict[str, Row]) -> None:
         self.model, self.data, self.spec, self.earlier = model, data, spec, earlier
-        self.subject: Subject | None = None
+        self.subject: Subject | VQASubject | None = None
         self.obstacle: Exception | None = None
 
     def row(self, point: Point, report: Callable[[float], None]) -> Row:
@@ -126,30 +133,39 @@ class _Team:
         started = time.perf_counter()
         torch.manual_seed(point.settings.seed)
         try:
-            columns = {"status": "finished", **measure(point, self._ready(), report)}
+            subject = self._ready()
+            if isinstance(subject, VQASubject):
+                columns = measure_vqa(point, subject, report)
+            else:
+                columns = measure(point, subject, report)
+            columns = {"status": "finished", **columns}
         except Exception as error:  # whatever a foreign model or image raises: the other points do not suffer
             first = next(iter(str(error).splitlines()), "")
             columns = {"status": "failed", "error": f"{type(error).__name__}: {first}"}
         return {**_describe(point), **columns, "seconds": time.perf_counter() - started}
 
-    def _ready(self) -> Subject:
+    def _ready(self) -> Subject | VQASubject:
         if self.obstacle is not None:
             raise self.obstacle
         if self.subject is None:
             settings = self.spec.settings
             try:
-                self.subject = Subject.load(self.model, self.data, settings, self.spec.workers)
+                kind = VQASubject if is_multimodal(self.model) else Subject
+                self.subject = kind.load(self.model, self.data, settings, self.spec.workers)
             except Exception as error:
                 self.obstacle = error
                 raise
             self._take_over_classes(self.subject)
         return self.subject
 
-    def _take_over_classes(self, subject: Subject) -> None:
-        """Take the unpatched model's predictions over from an earlier run, so that they are not made again."""
+    def _take_over_classes(self, subject: Subject | VQASubject) -> None:
+        """Take what the unpatched model said over from an earlier run, so that it is not asked again."""
         unpatched = Point(self.model, self.data, None, {}, self.spec.settings)
-        row = self.earlier.get(unpatched.key)
-        if row is not None and row.get("predictions"):
+        row = self.earlier.get(unpatched.key, {})
+        if isinstance(subject, VQASubject):
+            if row.get("answers"):
+                subject.classes = tuple(row["answers"])
+        elif row.get("predictions"):
             subject.classes = torch.tensor(row["predictions"])
 
 

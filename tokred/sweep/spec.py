@@ -6,9 +6,9 @@ import itertools
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from tokred.errors import ConfigError
 from tokred.folders import shipped_folder
@@ -38,12 +38,14 @@ class SweepSpec(BaseModel):
     """Every method on every model on all data.
 
     Attributes:
-        models: names of shipped models, timm names, or folders with a config.json and a model.safetensors.
-        data: names of data sets, or folders with one folder of images a class; one, or a list.
+        models: names of shipped models, timm names, or folders with a config.json and a model.safetensors; or
+            multimodal models: shipped ones, folders, or ids of the hub.
+        data: names of data sets, or folders with one folder of images a class; for multimodal models sets of
+            questions, or JSONL files; one, a list, or a mapping that gives every model its own.
         methods: what to try; the unpatched model is always measured too.
         split: which part of the data.
-        images: how many images, drawn with the seed; all of them if left out.
-        batch_size: images a batch.
+        images: how many images, or questions, drawn with the seed; all of them if left out.
+        batch_size: images, or prompts, a batch.
         rounds: timed pairs of forward passes, unpatched and patched in turn.
         workers: processes that read images; 0 reads in the main process.
         threads: CPU threads of torch; left as they are if left out.
@@ -55,7 +57,7 @@ class SweepSpec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     models: list[str] = Field(min_length=1)
-    data: list[str] = Field(min_length=1)
+    data: list[str] | dict[str, str] = Field(min_length=1)
     methods: list[MethodGrid] = Field(min_length=1)
     split: str = "test"
     images: int | None = Field(default=None, gt=0)
@@ -77,10 +79,22 @@ class SweepSpec(BaseModel):
         """What is the same for all points."""
         return Settings.of(self)
 
+    def pairs(self) -> list[tuple[str, str]]:
+        """Every model with all data, or with its own."""
+        if isinstance(self.data, dict):
+            return [(model, self.data[model]) for model in self.models]
+        return list(itertools.product(self.models, self.data))
+
+    @model_validator(mode="after")
+    def _data_for_every_model(self) -> Self:
+        if isinstance(self.data, dict) and (missing := [model for model in self.models if model not in self.data]):
+            raise ValueError(f"data names none for {', '.join(missing)}")
+        return self
+
     def points(self) -> list[Point]:
         """Every point, model by model, the unpatched model first; a point that is asked for twice is there once."""
         points: dict[str, Point] = {}
-        for model, data in itertools.product(self.models, self.data):
+        for model, data in self.pairs():
             wanted: list[tuple[str | None, dict[str, Any]]] = [(None, {})]
             wanted += [(grid.method, knobs) for grid in self.methods for knobs in grid.knobs()]
             for method, knobs in wanted:

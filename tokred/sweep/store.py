@@ -25,7 +25,8 @@ COLUMNS = {
     "skipped": "int64",
     "skipped_files": "list<string>",
     "top1": "float64",  # percent
-    "agreement": "float64",  # percent of the images that get the unpatched model's class
+    "exact_match": "float64",  # percent of the questions that get exactly the expected answer
+    "agreement": "float64",  # percent of the images that get the unpatched model's class, or of the answers
     "speedup": "float64",  # median over pairs of unpatched / patched seconds
     "speedup_low": "float64",
     "speedup_high": "float64",
@@ -39,10 +40,26 @@ COLUMNS = {
     "peak_memory_mb": "float64",
     "peak_memory_mb_unpatched": "float64",
     "memory_measure": "string",
-    "gmacs": "float64",
+    "gmacs": "float64",  # of multimodal models: of the language model, for one prompt
     "gmacs_unpatched": "float64",
-    "mean_tokens": "float64",
+    "mean_tokens": "float64",  # of multimodal models: visual ones
     "tokens_per_layer": "list<int64>",
+    "visual_tokens": "float64",  # at the entry of the language model, newlines included, mean over prompts
+    "newline_tokens": "float64",  # newlines among them
+    "vision_ms": "float64",  # of one batch, as all times
+    "reduction_ms": "float64",  # a part of the prefill
+    "prefill_ms": "float64",  # from the features of the images to the logits of the first word
+    "prefill_ms_unpatched": "float64",
+    "prefill_speedup": "float64",  # median over pairs
+    "prefill_speedup_low": "float64",
+    "prefill_speedup_high": "float64",
+    "decode_ms": "float64",  # for one word of every prompt
+    "decode_ms_unpatched": "float64",
+    "decode_speedup": "float64",
+    "tokens_per_second": "float64",  # encoding images and reading the prompts included
+    "tokens_per_second_unpatched": "float64",
+    "kv_cache_mb": "float64",  # keys and values of the batch behind the prefill
+    "kv_cache_mb_unpatched": "float64",
     "adapter": "string",
     "batch_size": "int64",
     "dtype": "string",
@@ -58,6 +75,7 @@ COLUMNS = {
     "seconds": "float64",  # that the whole point took
     "config": "string",  # the full configuration as JSON
     "predictions": "list<int64>",  # of the unpatched model, so that a resumed sweep need not repeat it
+    "answers": "list<string>",  # the same for questions
 }
 
 
@@ -128,7 +146,7 @@ def read_results(folder: str | Path, *, predictions: bool = False) -> Any:
 
     Args:
         folder: what ``--out`` named.
-        predictions: keep the column with the classes that the unpatched model predicts.
+        predictions: keep the columns with the classes and answers that the unpatched model gives.
 
     Raises:
         DataError: there are no results.
@@ -139,7 +157,7 @@ def read_results(folder: str | Path, *, predictions: bool = False) -> Any:
     if not rows:
         raise DataError(f"{folder} holds no results of a sweep. Run: tokred sweep quickstart --out {folder}")
     frame = pl.from_arrow(pa.Table.from_pylist([_complete(row) for row in rows], schema=_schema()))
-    return frame if predictions else frame.drop("predictions")
+    return frame if predictions else frame.drop("predictions", "answers")
 
 
 def _complete(row: Mapping[str, Any]) -> dict[str, Any]:

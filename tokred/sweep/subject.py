@@ -15,8 +15,9 @@ from torch.utils.data import Subset
 from tokred.adapters import Tower, find_tower
 from tokred.assets import list_models, load_model
 from tokred.bench.memory import peak_memory
-from tokred.data import Batches, load_dataset, transform_for
+from tokred.data import Batches, load_dataset, load_vqa, transform_for
 from tokred.errors import DataError, NonFiniteError
+from tokred.multimodal_assets import is_multimodal
 from tokred.patching import unwrap
 from tokred.sweep.point import Settings
 
@@ -119,6 +120,16 @@ def require_names(models: list[str], data: list[str], split: str) -> None:
     """
     import timm
 
+    multimodal = [name for name in models if is_multimodal(name)]
+    if multimodal and len(multimodal) < len(models):
+        raise DataError(
+            f"A sweep is about image encoders or about multimodal models, not both: {', '.join(multimodal)} and "
+            f"{', '.join(name for name in models if name not in multimodal)}. Write two sweeps."
+        )
+    if multimodal:
+        for name in data:
+            load_vqa(name, split)
+        return
     for name in models:
         if name not in list_models() and not Path(name).expanduser().is_dir() and not timm.is_model(name):
             load_model(name)  # says what is wrong

@@ -1,7 +1,7 @@
 """What a training recipe says. A recipe is one YAML file; unknown keys are refused by name."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -53,12 +53,42 @@ class Classification(_Spec):
     model: ModelConfig
 
 
+class MultimodalModel(_Spec):
+    """A small vision-language model of transformers, with a tokenizer of whole words."""
+
+    architecture: Literal["llava", "llava_next"]
+    vision: dict[str, Any] = Field(description="arguments of CLIPVisionConfig")
+    text: dict[str, Any] = Field(description="arguments of LlamaConfig")
+    words: tuple[str, ...] = Field(min_length=1, description="all words and marks of questions and answers")
+    grids: tuple[tuple[int, int], ...] = Field(default=(), description="llava_next: rows and columns of tiles")
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+class VQA(_Spec):
+    """Train a vision-language model on questions about pictures."""
+
+    kind: Literal["vqa"]
+    data: str
+    holdout: int = Field(default=200, ge=0, description="training pictures set aside to watch progress")
+    questions: int = Field(default=6, gt=0, description="questions about each picture in one batch, drawn anew")
+    flip: bool = Field(default=False, description="mirror pictures left to right; only where no answer depends on it")
+    shift: int = Field(default=0, ge=0, description="pixels that pictures are moved by, at most; edges are repeated")
+    jitter: float = Field(default=0.0, ge=0, le=0.5, description="how far the channels' brightness varies")
+    balance: bool = Field(default=False, description="let all answers to the same question count the same in the loss")
+    start_from: str | None = Field(default=None, description="model to start from, for example one that ships")
+    model: MultimodalModel
+
+
 class TrainSpec(_Spec):
     """A whole recipe: a name, what is learned, and how."""
 
     name: str
-    task: Classification
+    task: Annotated[Classification | VQA, Field(discriminator="kind")]
     loop: LoopSpec
+
+
+_SPECS = (TrainSpec, LoopSpec, Stage, Classification, VQA, ModelConfig, MultimodalModel)
 
 
 def load_spec(path: str | Path) -> TrainSpec:
@@ -73,6 +103,4 @@ def load_spec(path: str | Path) -> TrainSpec:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
     except ValidationError as error:
-        raise ConfigError(
-            f"{path}: {say_what_is_wrong(error, TrainSpec, LoopSpec, Stage, Classification, ModelConfig)}"
-        ) from error
+        raise ConfigError(f"{path}: {say_what_is_wrong(error, *_SPECS)}") from error

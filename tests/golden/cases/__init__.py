@@ -1,5 +1,49 @@
 """What is checked for the vectors of every method; importing a module registers its checks."""
 
-from . import ats, attention_pruning, diffrate, pitome, tome, zerotprune
+from . import (
+    aim_merge,
+    aim_prune,
+    atp,
+    ats,
+    attention_pruning,
+    attention_row,
+    diffrate,
+    divprune,
+    fastv,
+    fopru,
+    globalcom2,
+    hired,
+    multimodal_models,
+    p_sigmoid,
+    pitome,
+    prumerge,
+    tome,
+    visionzip,
+    vtc_cls,
+    zerotprune,
+    zoo_prune,
+)
 
-__all__ = ["ats", "attention_pruning", "diffrate", "pitome", "tome", "zerotprune"]
+__all__ = [
+    "aim_merge",
+    "aim_prune",
+    "atp",
+    "ats",
+    "attention_pruning",
+    "attention_row",
+    "diffrate",
+    "divprune",
+    "fastv",
+    "fopru",
+    "globalcom2",
+    "hired",
+    "multimodal_models",
+    "p_sigmoid",
+    "pitome",
+    "prumerge",
+    "tome",
+    "visionzip",
+    "vtc_cls",
+    "zerotprune",
+    "zoo_prune",
+]

@@ -12,7 +12,7 @@ from tokred.methods.pitome import PiToMe, margins
 from tokred.methods.tome import bipartite_soft_matching
 
 from ..case import Case, checks, is_model_case
-from ..compare import compare_map, compare_model, formula_shape, near, reduce_as_a_block_does, same, shape_of
+from ..compare import close, compare_map, compare_model, formula_shape, near, reduce_as_a_block_does, same, shape_of
 
 MODES = {"pitome": "protect", "bsm": "order", "text": "text"}
 
@@ -38,10 +38,21 @@ def check_energy(case: Case) -> None:
     if hyper.get("mode") == "text":
         energy = ops.gaussian_energy(patches, hyper["margin"])
     else:
-        energy = ops.energy(patches, hyper["margin"], hyper.get("alpha", 1.0))
+        energy = ops.energy(patches, hyper["margin"], hyper.get("alpha", hyper.get("elu_alpha", 1.0)))
     near(energy, case["energy"], "energy")
     if case.has("order"):
         same(ops.rank_descending(energy), case["order"], "order")
+
+
+@checks("pitome", lambda case: case.has("metric", "x", "merged") and "mode" not in case.hyper)
+def check_merged(case: Case) -> None:
+    """One protected merge of the tokens of an image encoder."""
+    metric, hyper = case["metric"], case.hyper
+    method = PiToMe(keep=float(hyper["ratio"]), margin=hyper["margin"], alpha=hyper.get("elu_alpha", 1.0))
+    stay = method.plan(shape_of(metric.shape[1], case.prefix)).stay(0)
+    assert stay["merge"] == metric.shape[1] - hyper["r"]
+    view = LayerView(case["x"], stay=stay, num_prefix=case.prefix, signals={"keys": metric})
+    close(reduce_as_a_block_does(method, view).apply(case["x"]), case["merged"], "merged")
 
 
 @checks("pitome", lambda case: case.has("metric", "x", "x_merged") and case.hyper.get("mode") == "plain_bsm")

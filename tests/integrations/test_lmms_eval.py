@@ -1,0 +1,151 @@
+"""lmms-eval's suites run on a patched model."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.multimodal import recipe
+from tokred.errors import ConfigError
+from tokred.train.vqa_model import build_multimodal, build_processor
+
+INSTALLED = importlib.util.find_spec("lmms_eval") is not None
+TASK = """
+task: tiny_local
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+test_split: test
+output_type: generate_until
+doc_to_visual: !function pictures.visual
+doc_to_text: !function pictures.text
+doc_to_target: answer
+generation_kwargs: {{max_new_tokens: 4, do_sample: false}}
+metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}]
+"""
+FUNCTIONS = """
+from PIL import Image
+def visual(doc): return [Image.open(doc["image"])]
+def text(doc, kwargs=None): return doc["question"]
+"""
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    place = tmp_path_factory.mktemp("model")
+    spec = recipe("llava").task.model
+    processor = build_processor(spec)
+    torch.manual_seed(0)
+    build_multimodal(spec, processor).save_pretrained(place)
+    processor.save_pretrained(place)
+    return str(place)
+
+
+@pytest.fixture
+def plugin(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The plug-in; where lmms-eval is not installed, on top of the two classes of it that it uses."""
+    if not INSTALLED:
+        model, registry = ModuleType("lmms_eval.api.model"), ModuleType("lmms_eval.models.registry_v2")
+
+        class Base:
+            def __init__(self) -> None:
+                self.task_dict: dict[str, Any] = {}
+
+        @dataclass(frozen=True)
+        class ModelManifest:
+            model_id: str
+            simple_class_path: str
+
+        model.lmms, registry.ModelManifest = Base, ModelManifest  # type: ignore[attr-defined]
+        names = {"lmms_eval": ModuleType("lmms_eval"), "lmms_eval.api": ModuleType("lmms_eval.api")}
+        names |= {"lmms_eval.models": ModuleType("lmms_eval.models")}
+        names |= {"lmms_eval.api.model": model, "lmms_eval.models.registry_v2": registry}
+        for name, module in names.items():
+            monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.delitem(sys.modules, "tokred.integrations.lmms_eval", raising=False)
+    import tokred.integrations.lmms_eval as module
+
+    yield module
+    sys.modules.pop("tokred.integrations.lmms_eval", None)
+
+
+def requests(count: int) -> tuple[list[Any], dict[str, Any]]:
+    noise = np.random.default_rng(0)
+    docs = [
+        {"image": Image.fromarray(noise.integers(0, 256, (16, 16, 3), dtype=np.uint8)), "text": "what?" * (1 + i % 2)}
+        for i in range(count)
+    ]
+    settings = {"max_new_tokens": 3, "do_sample": False}
+    asked = [
+        SimpleNamespace(args=(doc["text"], dict(settings), lambda doc: [doc["image"]], index, "task", "test"))
+        for index, doc in enumerate(docs)
+    ]
+    return asked, {"task": {"test": docs}}
+
+
+def test_answers_do_not_depend_on_the_batch_and_keep_their_order(plugin: Any, model_folder: str):
+    answers = []
+    for size in (1, 4):
+        model = plugin.Tokred(model_folder, method="fopru", keep=0.25, batch_size=size, device="cpu")
+        asked, model.task_dict = requests(5)
+        answers.append(model.generate_until(asked))
+    assert answers[0] == answers[1]
+    assert len(answers[0]) == 5
+
+
+def test_the_method_is_in_the_model(plugin: Any, model_folder: str):
+    model = plugin.Tokred(model_folder, method="fopru", keep=0.25, device="cpu")
+    asked, model.task_dict = requests(1)
+    model.generate_until(asked)
+    assert [tokens.tokens for tokens in model.handle.trace.visual_tokens] == [4]
+
+
+def test_answers_end_where_the_task_says(plugin: Any):
+    assert plugin._until("yes\n\nno", ["\n\n"]) == "yes"
+    assert plugin._until(" yes ", None or []) == "yes"
+
+
+def test_knobs_without_a_method_and_other_kinds_of_tasks_are_refused(plugin: Any, model_folder: str):
+    with pytest.raises(ConfigError, match="method="):
+        plugin.Tokred(model_folder, keep=0.5)
+    model = plugin.Tokred(model_folder, device="cpu")
+    with pytest.raises(NotImplementedError, match="generate_until"):
+        model.loglikelihood([])
+
+
+def test_the_entry_point_names_a_class_that_is_there(plugin: Any):
+    module, _, name = plugin.manifest().simple_class_path.rpartition(".")
+    assert getattr(sys.modules[module], name) is plugin.Tokred
+
+
+@pytest.mark.skipif(not INSTALLED, reason="lmms-eval is not installed; it comes with the extra 'eval'")
+def test_a_local_task_of_lmms_eval_runs_from_end_to_end(plugin: Any, model_folder: str, tmp_path: Path):
+    import lmms_eval.models
+    from lmms_eval import evaluator
+    from lmms_eval.models.registry_v2 import ModelRegistryV2
+    from lmms_eval.tasks import TaskManager
+
+    rows = []
+    for index in range(3):
+        noise = np.random.default_rng(index).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(tmp_path / f"{index}.png")
+        rows.append({"image": str(tmp_path / f"{index}.png"), "question": "what?", "answer": "x"})
+    (tmp_path / "data.json").write_text(json.dumps(rows))
+    (tmp_path / "pictures.py").write_text(FUNCTIONS)
+    (tmp_path / "tiny.yaml").write_text(TASK.format(data=tmp_path / "data.json"))
+    registry = next(value for value in vars(lmms_eval.models).values() if isinstance(value, ModelRegistryV2))
+    registry.register_manifest(plugin.manifest(), overwrite=True)
+    results = evaluator.simple_evaluate(
+        model="tokred", model_args=f"pretrained={model_folder},method=fopru,keep=0.25", tasks=["tiny_local"],
+        batch_size=2, task_manager=TaskManager(include_path=str(tmp_path)), device="cpu",
+    )  # fmt: skip
+    assert results["results"]["tiny_local"]["exact_match,none"] == 0.0

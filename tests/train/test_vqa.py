@@ -1,0 +1,187 @@
+"""The task of questions about pictures, on a model that learns for two steps."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from tests.multimodal import recipe
+from tokred.data import Question, VQADataset, VQAExample
+from tokred.errors import ConfigError, DataError
+from tokred.evaluate.vqa import exact_match, prompt_of
+from tokred.multimodal_assets import load_multimodal
+from tokred.train import vqa
+from tokred.train.loop import train_model
+from tokred.train.tasks import build_task
+from tokred.train.vqa import VQATask
+from tokred.train.vqa_packing import IGNORE
+
+GRIDS = ((1, 2), (2, 1), (2, 2))
+
+
+def tiny(grids):
+    """Twelve pictures of so many tiles of noise, with three questions each."""
+
+    def load(name, split):
+        generator = torch.Generator().manual_seed(len(split))
+        sizes = [grids[i % len(grids)] for i in range(12)]
+        pictures = [(torch.randint(256, (3, 16 * rows, 16 * columns), generator=generator).to(torch.uint8),)
+                    for rows, columns in sizes]  # fmt: skip
+        asked = (("what shape is in the image?", "circle"), ("is there a red shape?", "yes"), ("what?", "red circle"))
+        return VQADataset(pictures, [Question(i, *pair) for i in range(12) for pair in asked])
+
+    return load
+
+
+@pytest.fixture(params=["llava", "llava_next"])
+def task(request, monkeypatch):
+    """A task of either architecture."""
+    monkeypatch.setattr(vqa, "load_vqa", tiny(((1, 1),) if request.param == "llava" else GRIDS))
+    spec = recipe(request.param)
+    return VQATask(spec.task, seed=0)
+
+
+def test_packed_questions_get_the_logits_they_get_alone(task):
+    task.model.eval()
+    pictures = [0, 1, 2]
+    asked = [task.data.about(picture) for picture in pictures]
+    batch = task._batch([task._image(picture) for picture in pictures], asked)
+    with torch.no_grad():
+        logits, target = task._answer(task.model, batch, task._see(task.model, batch, 1))
+        at = 0
+        for picture, about in zip(pictures, asked, strict=True):
+            for question in about:
+                example = VQAExample(task.data.pictures[picture], question.text, question.answer)
+                text = prompt_of(task.processor, example)
+                inputs = task.processor(images=[list(example.images)], text=[text], return_tensors="pt")
+                alone = task.whole(**inputs).logits[0, -1]
+                torch.testing.assert_close(logits[at], alone, atol=1e-5, rtol=1e-5)
+                at += len(task._ids(question)[1])
+    assert at == len(target)
+
+
+def test_two_steps_change_the_weights_and_the_exported_file_answers(task, tmp_path):
+    spec = recipe(task.spec.model.architecture)
+    before = {name: value.clone() for name, value in task.model.state_dict().items()}
+    model = train_model(task, spec.loop, tmp_path)
+    assert (model.language_model.embed_tokens.weight != before["language_model.embed_tokens.weight"]).any()
+    measured = task.export(model, tmp_path / "model")
+    record = json.loads((tmp_path / "model" / "accuracy.json").read_text())
+    assert record["test_exact_match"] == measured["test_exact_match"]
+    assert record["test_total"] == 36
+    assert ("thumbnail_only_exact_match" in record) == (task.spec.model.architecture == "llava_next")
+    loaded, processor = load_multimodal(tmp_path / "model")
+    weight = loaded.model.language_model.embed_tokens.weight
+    assert torch.equal(weight, model.language_model.embed_tokens.weight.half().float())
+    assert torch.equal(weight, loaded.lm_head.weight)
+    found = exact_match(loaded, processor, task.data)
+    assert 100 * found.correct / 36 == found.percent
+
+
+def test_an_interrupted_run_goes_on(task, tmp_path):
+    spec = recipe(task.spec.model.architecture)
+    train_model(task, spec.loop, tmp_path)
+    again = train_model(VQATask(task.spec, seed=0), spec.loop, tmp_path, resume=True)
+    assert isinstance(again, nn.Module)
+
+
+def test_progress_counts_questions_about_held_out_pictures(task):
+    measured = task.evaluate(task.model.eval())["held_out_exact_match"]
+    assert measured * 12 / 100 == pytest.approx(round(measured * 12 / 100))
+    assert not set(task.held) & set(task.trained)
+    assert task.examples == 8
+
+
+def test_batches_hold_every_picture_once_and_so_many_questions(task):
+    batches = list(task.batches(4, torch.Generator().manual_seed(0)))
+    assert len(batches) == 2
+    assert all(int(batch.packed.segment.max()) == 2 for batch in batches)
+    assert all((batch.packed.target != IGNORE).any(1).all() for batch in batches)
+
+
+def test_pooled_patches_make_training_cheaper_and_leave_evaluation_alone(task):
+    lengths = []
+    task.model.language_model.register_forward_pre_hook(
+        lambda module, args, kwargs: lengths.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
+    )
+    expected = task.evaluate(task.model.eval())
+    task.begin_stage({"patch_pool": 4, "questions": 1})
+    batch = next(task.batches(4, torch.Generator().manual_seed(0)))
+    assert int(batch.packed.segment.max()) == 1
+    task.loss(batch).backward()
+    assert task.evaluate(task.model.eval()) == expected
+    assert lengths[1] < lengths[0] == lengths[2]
+
+
+def test_mirrored_moved_and_tinted_pictures_keep_their_size(monkeypatch):
+    monkeypatch.setattr(vqa, "load_vqa", tiny(((1, 1),)))
+    task = VQATask(recipe(flip=True, shift=2, jitter=0.1).task)
+    image = task._image(0)
+    varied = [task._vary(image, torch.Generator().manual_seed(seed)) for seed in range(8)]
+    assert all(each.shape == image.shape and each.dtype == torch.uint8 for each in varied)
+    assert not any(torch.equal(each, image) for each in varied)
+    plain = VQATask(recipe().task)
+    assert torch.equal(plain._vary(image, torch.Generator().manual_seed(0)), image)
+
+
+def test_training_goes_on_from_the_weights_of_another_model(monkeypatch, tmp_path):
+    monkeypatch.setattr(vqa, "load_vqa", tiny(((1, 1),)))
+    first = VQATask(recipe().task, seed=1)
+    first.export(first.model, tmp_path / "first")
+    monkeypatch.setattr(vqa, "load_vqa", tiny(GRIDS))
+    second = VQATask(recipe("llava_next", start_from=str(tmp_path / "first")).task, seed=2)
+    name = "language_model.layers.0.mlp.up_proj.weight"
+    assert torch.equal(second.model.state_dict()[name], first.model.state_dict()[name])
+
+
+def test_the_recipe_decides_which_task_is_built(monkeypatch):
+    monkeypatch.setattr(vqa, "load_vqa", tiny(((1, 1),)))
+    assert isinstance(build_task(recipe()), VQATask)
+
+
+def test_an_unknown_stage_setting_is_named(task):
+    with pytest.raises(ConfigError, match="patchpool"):
+        task.begin_stage({"patchpool": 2})
+    with pytest.raises(ConfigError, match="does not divide"):
+        task.begin_stage({"patch_pool": 3})
+
+
+def test_a_word_that_the_recipe_lacks_is_refused(monkeypatch):
+    def load(name, split):
+        return VQADataset([(torch.zeros(3, 16, 16, dtype=torch.uint8),)], [Question(0, "what zebra?", "red")])
+
+    monkeypatch.setattr(vqa, "load_vqa", load)
+    with pytest.raises(ConfigError, match="zebra"):
+        VQATask(recipe().task)
+
+
+def test_a_picture_that_is_not_made_of_tiles_is_refused(monkeypatch):
+    monkeypatch.setattr(vqa, "load_vqa", tiny(((1, 3),)))
+    task = VQATask(recipe("llava_next").task)
+    with pytest.raises(DataError, match="whole tiles"):
+        next(task.batches(4, torch.Generator()))
+
+
+def test_a_focused_stage_teaches_tower_and_projector_alone(monkeypatch):
+    monkeypatch.setattr(vqa, "load_vqa", tiny(((1, 1),)))
+    task = VQATask(recipe().task)
+    task.begin_stage({"focus": 3})
+    task.loss(next(task.batches(4, torch.Generator().manual_seed(0)))).backward()
+    taught = {name.split(".")[0] for name, p in task.model.named_parameters() if p.grad is not None and p.grad.any()}
+    assert taught == {"vision_tower", "multi_modal_projector", "language_model"}
+    layers = task.model.language_model.layers
+    assert all(p.grad is None for p in layers.parameters())  # of the language model only the table of words
+
+
+def test_a_picture_is_named_by_the_words_of_its_answers(monkeypatch):
+    monkeypatch.setattr(vqa, "load_vqa", tiny(((1, 1),)))
+    task = VQATask(recipe().task)
+    named = task.processor.tokenizer.convert_ids_to_tokens(task._named(0).nonzero().flatten().tolist())
+    assert set(named) == {"circle", "red"}
+
+
+def test_a_focus_is_refused_where_there_are_tiles(monkeypatch):
+    monkeypatch.setattr(vqa, "load_vqa", tiny(GRIDS))
+    with pytest.raises(ConfigError, match="focus"):
+        VQATask(recipe("llava_next").task).begin_stage({"focus": 2})

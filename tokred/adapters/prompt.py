@@ -1,0 +1,238 @@
+"""Prompts that are shorter inside a language model than outside: pure tensor operations, no model in sight."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokred.layout import VisualLayout
+from tokred.token_map import TokenMap, gather_tokens, take
+
+
+@dataclass(frozen=True, eq=False)
+class ImageChoice:
+    """What a method chose for one image.
+
+    Attributes:
+        map: batch 1, from the n visual tokens of the image to those that stay.
+        layout: where the n tokens come from; ``None`` where that is not known.
+    """
+
+    map: TokenMap
+    layout: VisualLayout | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """n."""
+        return self.map.num_tokens
+
+    @property
+    def merges(self) -> bool:
+        """Whether slots are more than copies of tokens."""
+        return self.map.moved.shape[1] > 0 or self.map.reduce == "sum"
+
+
+@dataclass(frozen=True, eq=False)
+class PlacedImage:
+    """An image of a prompt.
+
+    Attributes:
+        choice: what was chosen for it.
+        places: [n] int64, where its visual tokens are in the prompt.
+    """
+
+    choice: ImageChoice
+    places: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Shortened:
+    """Which of the T tokens of B prompts are in the M slots that the language model sees, padded on the left.
+
+    Attributes:
+        index: [B, M] int64, the token that each slot starts from.
+        valid: [B, M] bool, false for padding.
+        expand: [B, T] int64, the slot that stands for each token: its own, or that of the nearest kept one before it.
+        visual: [B, M] bool.
+        image: [B, M] int64, which image of the prompt; -1 for text.
+        patch: [B, M] int64, which visual token of its image; -1 for text.
+        images: the images of every prompt.
+        merged: slots [R] in the flattened [B M], and the weights with which tokens become the rows there.
+    """
+
+    index: Tensor
+    valid: Tensor
+    expand: Tensor
+    visual: Tensor
+    image: Tensor
+    patch: Tensor
+    images: tuple[tuple[PlacedImage, ...], ...]
+    merged: tuple[tuple[Tensor, Tensor, TokenMap], ...] = ()
+
+    @property
+    def num_tokens(self) -> int:
+        """T, outside."""
+        return self.expand.shape[1]
+
+    @property
+    def num_slots(self) -> int:
+        """M, inside."""
+        return self.index.shape[1]
+
+    @property
+    def padded(self) -> bool:
+        """Whether some prompts are shorter than others."""
+        return not bool(self.valid.all())
+
+    def embeddings(self, x: Tensor) -> Tensor:
+        """[B, T, C] -> [B, M, C]; merged tokens become weighted sums or means."""
+        short = take(x, self.index)
+        if not self.merged:
+            return short
+        flat_x, flat = x.flatten(0, 1), short.flatten(0, 1).clone()
+        for slots, tokens, token_map in self.merged:
+            flat[slots] = token_map.apply(flat_x[tokens].unsqueeze(0))[0]
+        return flat.view_as(short)
+
+    def rows(self, values: Tensor, dim: int = 1) -> Tensor:
+        """What is indexed by token along ``dim``, cut to the slots; its dimension 0 is the batch, or 1."""
+        return gather_tokens(values, self.index, dim)
+
+    def mask(self, mask: Tensor) -> Tensor:
+        """A mask [B, 1, T, T] cut to the slots [B, 1, M, M]; or [B, 1, T, S] for a static cache, to [B, 1, M, S]."""
+        tokens, slots = self.num_tokens, self.num_slots
+        cut = self.rows(self.rows(mask[..., :tokens], 2), 3)
+        seen = cut if cut.dtype == torch.bool else cut == 0
+        seen = seen & self.valid[:, None, None]
+        seen = seen | torch.eye(slots, dtype=torch.bool, device=mask.device)  # padding sees itself: no empty rows
+        closed = 0.0 if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+        cut = seen if mask.dtype == torch.bool else torch.where(seen, cut.clamp(min=closed), closed)
+        longer = mask.shape[-1] > tokens  # keys behind the prompt, not written yet
+        return torch.nn.functional.pad(cut, (0, mask.shape[-1] - slots), value=closed) if longer else cut
+
+    def full_length(self, y: Tensor) -> Tensor:
+        """[B, M, ...] -> [B, T, ...]: every token gets the row of its slot, or of the last one before it."""
+        return take(y, self.expand)
+
+
+def shorten(valid: Tensor, images: Sequence[Sequence[PlacedImage]], everything: bool = False) -> Shortened | None:
+    """Plan which tokens the language model sees.
+
+    Args:
+        valid: [B, T] bool, false for padding.
+        images: the images of every prompt.
+        everything: plan also where no token is dropped.
+
+    Returns:
+        The plan, or ``None`` if every image keeps all of its tokens as they are.
+    """
+    if not everything and all(_keeps_all(image.choice) for row in images for image in row):
+        return None
+    tokens = valid.shape[1]
+    prompts = [_one(valid[b], images[b]) for b in range(valid.shape[0])]
+    slots = max(len(key) for _, key in prompts)
+    outline = torch.arange(tokens, device=valid.device)
+    index, image, patch, expand, merged = [], [], [], [], []
+    for b, (columns, key) in enumerate(prompts):
+        pad = slots - len(key)
+        source, number, token = (torch.nn.functional.pad(c, (pad, 0), value=-1) for c in columns)
+        index.append(source)
+        image.append(number)
+        patch.append(token)
+        expand.append((torch.searchsorted(key, outline, right=True) - 1 + pad).clamp(min=pad))
+        for which, placed in enumerate(images[b]):
+            if placed.choice.merges:
+                into = (number == which).nonzero().squeeze(1) + b * slots
+                merged.append((into, placed.places + b * tokens, placed.choice.map))
+    source, number = torch.stack(index), torch.stack(image)
+    return Shortened(
+        index=source.clamp(min=0),
+        valid=source >= 0,
+        expand=torch.stack(expand),
+        visual=number >= 0,
+        image=number,
+        patch=torch.stack(patch),
+        images=tuple(tuple(row) for row in images),
+        merged=tuple(merged),
+    )
+
+
+def _one(valid: Tensor, images: Sequence[PlacedImage]) -> tuple[list[Tensor], Tensor]:
+    """For the slots of one prompt: their source, image and patch; and the place in the prompt that each slot takes."""
+    text = valid.clone()
+    for image in images:
+        text[image.places] = False
+    words = text.nonzero().squeeze(1)
+    nothing = torch.full_like(words, -1)
+    keys, sources, numbers, patches = [words], [words], [nothing], [nothing]
+    for number, image in enumerate(images):
+        kept = image.choice.map.kept[0]
+        source = image.places[kept]
+        keys.append(source.sort().values)  # the kept tokens take the kept places, in the order of the method
+        sources.append(source)
+        numbers.append(torch.full_like(kept, number))
+        patches.append(kept)
+    key = torch.cat(keys)
+    order = key.argsort(stable=True)
+    return [torch.cat(part)[order] for part in (sources, numbers, patches)], key[order]
+
+
+def _keeps_all(choice: ImageChoice) -> bool:
+    return not choice.merges and choice.map.num_slots == choice.num_tokens
+
+
+def padding_of(attention_mask: Any, batch: int, tokens: int, device: torch.device) -> Tensor:
+    """[B, T] bool, which tokens are real, read off any mask that a language model takes.
+
+    Args:
+        attention_mask: [B, T]; or [B, 1, T, S], where the last token sees all real ones; or such masks by kind of
+            layer; or ``None``, where all are real.
+        batch: B.
+        tokens: T.
+        device: where.
+    """
+    if isinstance(attention_mask, dict):
+        attention_mask = attention_mask.get("full_attention", next(iter(attention_mask.values()), None))
+    if attention_mask is None:
+        return torch.ones(batch, tokens, dtype=torch.bool, device=device)
+    if attention_mask.ndim == 4:
+        row = attention_mask[:, 0, -1, :tokens]
+        return (row if row.dtype == torch.bool else row == 0).expand(batch, -1)
+    return attention_mask[:, -tokens:].to(device=device, dtype=torch.bool)
+
+
+def positions_of(valid: Tensor) -> Tensor:
+    """[B, T] positions that count real tokens from 0 on; padding in front has 0."""
+    return (valid.long().cumsum(dim=1) - 1).clamp(min=0)
+
+
+def place_images(placeholder: Tensor, choices: Sequence[ImageChoice]) -> list[list[PlacedImage]] | None:
+    """Find out which images belong to which prompt, by the number of their tokens; ``None`` if they do not fit.
+
+    Args:
+        placeholder: [B, T] bool. B may be a multiple of the prompts that the images were encoded for (beams, several
+            samples of one prompt); copies of a prompt then follow each other.
+        choices: one entry an image, in the order of the prompts.
+    """
+    counts = placeholder.sum(dim=1).tolist()
+    total = sum(choice.num_tokens for choice in choices)
+    copies = sum(counts) // total if total else 0
+    if not copies or copies * total != sum(counts) or len(counts) % copies:
+        return None
+    rows: list[list[PlacedImage]] = []
+    queue = list(choices)
+    for first in range(0, len(counts), copies):
+        own: list[ImageChoice] = []
+        while sum(choice.num_tokens for choice in own) < counts[first] and queue:
+            own.append(queue.pop(0))
+        lengths = [choice.num_tokens for choice in own]
+        if any(sum(lengths) != count for count in counts[first : first + copies]):
+            return None
+        for b in range(first, first + copies):
+            parts = placeholder[b].nonzero().squeeze(1).split(lengths) if own else ()
+            rows.append([PlacedImage(choice, part) for choice, part in zip(own, parts, strict=True)])
+    return rows

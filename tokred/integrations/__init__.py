@@ -1,0 +1,1 @@
+"""tokred inside the tools of others; one tool a file, imported only when that tool asks."""

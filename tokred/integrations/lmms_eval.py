@@ -1,0 +1,130 @@
+"""``lmms_eval --model tokred``: the suites of lmms-eval on a patched multimodal model.
+
+    lmms_eval --model tokred --model_args pretrained=llava-hf/llava-1.5-7b-hf,method=fopru,keep=0.25 --tasks gqa
+
+``pretrained`` is what :func:`tokred.multimodal_assets.load_multimodal` takes; ``method`` a registered name; whatever
+else is not named below is a knob of the method. Without ``method`` the model runs unpatched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from lmms_eval.api.model import lmms
+from lmms_eval.models.registry_v2 import ModelManifest
+from PIL import Image
+
+from tokred.errors import ConfigError
+from tokred.methods import create_method
+from tokred.multimodal_assets import load_multimodal
+from tokred.patching import patch
+
+_TAKEN_OVER = ("max_new_tokens", "do_sample", "temperature", "top_p", "num_beams")
+
+
+def manifest() -> ModelManifest:
+    """What lmms-eval reads from the entry point ``lmms_eval.models``."""
+    return ModelManifest(model_id="tokred", simple_class_path=f"{__name__}.Tokred")
+
+
+class Tokred(lmms):
+    """A multimodal model of transformers with a method of tokred in it.
+
+    Args:
+        pretrained: a shipped model, a folder, or an id of the hub.
+        method: what to patch it with.
+        batch_size: prompts that are answered together.
+        device: where to run.
+        dtype: of the weights.
+        knobs: of the method, such as ``keep=0.25``.
+    """
+
+    is_simple = True
+
+    def __init__(
+        self,
+        pretrained: str,
+        method: str | None = None,
+        batch_size: int | str = 1,
+        device: str | None = None,
+        dtype: str = "float32",
+        **knobs: Any,
+    ) -> None:
+        super().__init__()
+        if knobs and method is None:
+            raise ConfigError(f"{', '.join(knobs)} belong to a method; name it with method=.")
+        model, self.processor = load_multimodal(pretrained)
+        self.batch_size_per_gpu = int(batch_size)
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.model = model.to(self.device, getattr(torch, dtype))
+        self.handle = patch(self.model, create_method(method, **knobs)) if method is not None else None
+
+    @property
+    def tokenizer(self) -> Any:
+        """Of the processor."""
+        return self.processor.tokenizer
+
+    def generate_until(self, requests: Sequence[Any]) -> list[str]:
+        """Answer greedily, or as the task asks; answers end where the task says."""
+        answers: dict[int, str] = {}
+        asked = [(index, request.args) for index, request in enumerate(requests)]
+        for settings, group in _same_settings(asked):
+            for start in range(0, len(group), self.batch_size_per_gpu):
+                batch = group[start : start + self.batch_size_per_gpu]
+                for (index, _), answer in zip(batch, self._answer([a for _, a in batch], settings), strict=True):
+                    answers[index] = answer
+        return [answers[index] for index in range(len(requests))]
+
+    def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
+        """Refused: tasks that compare likelihoods are not supported yet."""
+        raise NotImplementedError("tokred answers by generating; choose tasks with output_type: generate_until.")
+
+    def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
+        """Refused: tasks of several rounds are not supported yet."""
+        raise NotImplementedError("tokred answers single questions; choose tasks with output_type: generate_until.")
+
+    @torch.inference_mode()
+    def _answer(self, batch: Sequence[tuple[Any, ...]], settings: Mapping[str, Any]) -> list[str]:
+        prompts, images = [], []
+        for context, _, to_visual, doc_id, task, split in batch:
+            pictures = [p.convert("RGB") for p in to_visual(self.task_dict[task][split][doc_id]) or [] if _is_image(p)]
+            content = [*({"type": "image"} for _ in pictures), {"type": "text", "text": context}]
+            turn = [{"role": "user", "content": content}]
+            prompts.append(self.processor.apply_chat_template(turn, add_generation_prompt=True))
+            images.append(pictures)
+        inputs = self.processor(
+            images=images if any(images) else None,
+            text=prompts,
+            padding=True,
+            padding_side="left",
+            return_tensors="pt",
+        ).to(self.device, self.model.dtype)
+        asked = {name: settings[name] for name in _TAKEN_OVER if settings.get(name) is not None}
+        said = self.model.generate(**inputs, **{"max_new_tokens": 256, "do_sample": False, **asked})
+        said = said[:, inputs["input_ids"].shape[1] :]
+        ends = settings.get("until") or []
+        return [_until(answer, ends) for answer in self.processor.batch_decode(said, skip_special_tokens=True)]
+
+
+def _same_settings(asked: Sequence[tuple[int, tuple[Any, ...]]]) -> list[tuple[dict[str, Any], list[Any]]]:
+    """Requests in groups that generate with the same settings."""
+    groups: dict[str, tuple[dict[str, Any], list[Any]]] = {}
+    for entry in asked:
+        settings = dict(entry[1][1])
+        groups.setdefault(repr(sorted(settings.items(), key=str)), (settings, []))[1].append(entry)
+    return list(groups.values())
+
+
+def _until(answer: str, ends: str | Sequence[str]) -> str:
+    for end in [ends] if isinstance(ends, str) else ends:
+        if end and end in answer:
+            answer = answer[: answer.index(end)]
+    return answer.strip()
+
+
+def _is_image(picture: Any) -> bool:
+    if not isinstance(picture, Image.Image):
+        raise ConfigError(f"The task shows a {type(picture).__name__}; only images are supported.")
+    return True

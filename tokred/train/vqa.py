@@ -1,0 +1,283 @@
+"""Learn to answer questions about pictures."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, linear, pad
+
+from tokred.data import Question, VQAExample, as_thumbnails, load_vqa
+from tokred.errors import ConfigError, DataError
+from tokred.evaluate.vqa import exact_match, prompt_of
+from tokred.multimodal_assets import load_multimodal
+from tokred.train.config import VQA
+from tokred.train.vqa_focus import focused_features
+from tokred.train.vqa_model import IMAGE, build_multimodal, build_processor, save_multimodal, take_weights
+from tokred.train.vqa_packing import IGNORE, Grid, Packed, attention_bias, pack, pool
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Pictures as the processor makes them, their blocks of patch tokens, and the questions about each.
+
+    ``named`` has a one for every word in an answer about the picture, "yes" and "no" aside; ``weight`` says how much
+    each question counts, 0 where a picture has fewer than others.
+    """
+
+    pixels: dict[str, Tensor]
+    grids: list[list[Grid]]
+    packed: Packed
+    named: Tensor  # [B, V]
+    weight: Tensor  # [B, K]
+
+
+class VQATask:
+    """Cross-entropy on answers, many questions about a picture in one sequence.
+
+    A question sees the picture and itself, at the positions it would have alone: the loss is that of one sequence for
+    each question, and the picture goes through the model once. ``model`` is without a head; the head is the table of
+    the word embeddings.
+
+    Stage settings:
+
+    - ``patch_pool``: in training, every square of so many by so many patch tokens becomes its mean before the language
+      model, at the place of its first one; evaluation sees all tokens.
+    - ``focus``: the tower and the projector alone, for LLaVA without tiles. The tower sees only so many by so many
+      patches around what differs from the background; the mean of their tokens must name the words of the answers by
+      the table of word embeddings. It teaches the tower shapes at a tenth of the cost.
+    - ``questions``: about each picture in a batch, where not as in the rest of the recipe.
+    """
+
+    def __init__(self, spec: VQA, seed: int = 0):
+        self.spec = spec
+        torch.manual_seed(seed)
+        self.processor = build_processor(spec.model)
+        self.whole = build_multimodal(spec.model, self.processor)
+        if spec.start_from is not None:
+            take_weights(self.whole, load_multimodal(spec.start_from)[0])
+        self.whole.set_attn_implementation("eager")  # in bfloat16 on a CPU it trains faster than the fused one
+        self.model: nn.Module = self.whole.model
+        self.data = load_vqa(spec.data, "train")
+        order = torch.randperm(len(self.data.pictures), generator=torch.Generator().manual_seed(seed)).tolist()
+        order = [picture for picture in order if self.data.about(picture)]
+        self.held, self.trained = order[: spec.holdout], order[spec.holdout :]
+        self._prefix, self._known = _split_prompt(self.processor), {}
+        self._check_words()
+        self._texts = Counter(question.text for question in self.data.questions)
+        self._pairs = Counter((question.text, question.answer) for question in self.data.questions)
+        self._answers = Counter(text for text, _ in self._pairs)
+        self.factor, self.focus, self.questions = 1, 0, spec.questions
+
+    @property
+    def examples(self) -> int:
+        """Training pictures in one epoch."""
+        return len(self.trained)
+
+    def begin_stage(self, settings: dict[str, Any]) -> None:
+        """Set what the stage changes; what it does not name goes back to the recipe."""
+        known = ("patch_pool", "focus", "questions")
+        for name in settings:
+            if name not in known:
+                raise ConfigError(f"vqa has no stage setting {name!r}. It has: {', '.join(known)}.")
+        side = self.spec.model.vision["image_size"] // self.spec.model.vision["patch_size"]
+        self.factor = int(settings.get("patch_pool", 1))
+        if self.factor < 1 or side % self.factor:
+            raise ConfigError(f"patch_pool: {self.factor} does not divide the {side} x {side} patches of a tile.")
+        self.focus = int(settings.get("focus", 0))
+        if not 0 <= self.focus <= side or (self.focus and self.spec.model.architecture != "llava"):
+            raise ConfigError(
+                f"focus: {self.focus} must be at most {side} patches, and the model a llava without tiles."
+            )
+        self.questions = int(settings.get("questions", self.spec.questions))
+
+    def batches(self, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:
+        """Yield one epoch of pictures, varied as the recipe says, with questions drawn anew.
+
+        Eight batches at a time are sorted by size, so that pictures of one batch need little padding.
+        """
+        order = torch.randperm(len(self.trained), generator=generator).tolist()
+        order = [self.trained[i] for i in order[: len(order) // batch_size * batch_size]]
+        for start in range(0, len(order), 8 * batch_size):
+            pairs = [(picture, self._image(picture)) for picture in order[start : start + 8 * batch_size]]
+            pairs.sort(key=lambda pair: pair[1].numel())
+            starts = torch.randperm(len(pairs) // batch_size, generator=generator) * batch_size
+            for first in starts.tolist():
+                chosen = pairs[first : first + batch_size]
+                images = [self._vary(image, generator) for _, image in chosen]
+                named = torch.stack([self._named(picture) for picture, _ in chosen])
+                yield self._batch(images, [self._draw(picture, generator) for picture, _ in chosen], named)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Return the mean cross-entropy of all words of all answers, end included, as the recipe weighs questions."""
+        if self.focus:
+            patch = self.spec.model.vision["patch_size"]
+            token = focused_features(self.model, batch.pixels["pixel_values"], patch, self.focus)[:, 0]
+            table: Tensor = self.model.get_input_embeddings().weight  # pyright: ignore[reportCallIssue,reportAttributeAccessIssue]
+            share = batch.named / batch.named.sum(1, keepdim=True).clamp(min=1)
+            return cross_entropy(linear(token, table).float(), share)
+        logits, target = self._answer(self.model, batch, self._see(self.model, batch, self.factor))
+        rows, places = (batch.packed.target != IGNORE).nonzero(as_tuple=True)
+        weight = batch.weight[rows, batch.packed.segment[rows, places] - 1]
+        return (weight * cross_entropy(logits.float(), target, reduction="none")).sum() / weight.sum()
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Return how many questions about the held-out pictures are answered word for word.
+
+        Every word is predicted behind the right ones; all of them are right exactly if greedy generation is right.
+        """
+        right = total = 0
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            for start in range(0, len(self.held), 16):
+                pictures = self.held[start : start + 16]
+                batch = self._batch([self._image(i) for i in pictures], [self.data.about(i) for i in pictures])
+                logits, target = self._answer(model, batch, self._see(model, batch, 1))
+                wrong = logits.argmax(-1) != target
+                rows, places = (batch.packed.target != IGNORE).nonzero(as_tuple=True)
+                number = rows * 1000 + batch.packed.segment[rows, places]  # one for every question
+                total += len(number.unique())
+                right += len(number.unique()) - len(number[wrong].unique())
+        return {"held_out_exact_match": 100 * right / max(1, total)}
+
+    def export(self, model: nn.Module, folder: Path) -> dict[str, float]:
+        """Write the model in half precision and return the exact match of that file on the test set.
+
+        Where pictures are cut into tiles, also that on pictures which hold no more than the thumbnail does.
+        """
+        self.whole.model.load_state_dict(model.state_dict())
+        self.whole.set_attn_implementation("sdpa")
+        save_multimodal(self.whole, self.processor, folder)
+        model, processor = load_multimodal(folder)
+        test = load_vqa(self.spec.data, "test")
+        found = exact_match(model, processor, test)
+        record = {"test_exact_match": found.percent, "test_correct": found.correct, "test_total": found.total}
+        if self.spec.model.architecture == "llava_next":
+            small = exact_match(model, processor, as_thumbnails(test, self.spec.model.vision["image_size"]))
+            record["thumbnail_only_exact_match"] = small.percent
+        (folder / "accuracy.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        return {name: value for name, value in record.items() if name.endswith("exact_match")}
+
+    def _check_words(self) -> None:
+        tokenizer = self.processor.tokenizer
+        for question in self.data.questions:
+            prompt, answer = self._ids(question)
+            if tokenizer.unk_token_id in (*prompt, *answer):
+                raise ConfigError(
+                    f"The recipe's words do not cover {question.text!r} -> {question.answer!r} of {self.spec.data}."
+                )
+
+    def _ids(self, question: Question) -> tuple[list[int], list[int]]:
+        """Return the tokens behind the image, and the answer with its end."""
+        key = (question.text, question.answer)
+        if key not in self._known:
+            tokenizer = self.processor.tokenizer
+            text = prompt_of(self.processor, VQAExample((torch.empty(0),), *key))
+            prompt = tokenizer.encode(text)[len(self._prefix) :]
+            self._known[key] = (
+                prompt,
+                [*tokenizer.encode(question.answer, add_special_tokens=False), tokenizer.eos_token_id],
+            )
+        return self._known[key]
+
+    def _image(self, picture: int) -> Tensor:
+        images = self.data.pictures[picture]
+        if len(images) != 1:
+            raise DataError(
+                f"{self.spec.data}: training takes one image a question; picture {picture} has {len(images)}."
+            )
+        return images[0]
+
+    def _draw(self, picture: int, generator: torch.Generator) -> list[Question]:
+        about = self.data.about(picture)
+        return [about[i] for i in torch.randperm(len(about), generator=generator)[: self.questions].tolist()]
+
+    def _vary(self, image: Tensor, generator: torch.Generator) -> Tensor:
+        """Mirror, move and tint an image [3, H, W]. Everything is drawn, used or not."""
+        coin, *tint = torch.rand(4, generator=generator).tolist()
+        shift = self.spec.shift
+        top, left = torch.randint(2 * shift + 1, (2,), generator=generator).tolist()
+        if self.spec.flip and coin < 0.5:
+            image = image.flip(-1)
+        if shift:
+            H, W = image.shape[1:]
+            image = pad(image[None].float(), (shift,) * 4, mode="replicate")[0, :, top : top + H, left : left + W]
+        if self.spec.jitter:
+            scale = 1 + self.spec.jitter * (2 * torch.tensor(tint) - 1)
+            image = image.float() * scale[:, None, None]
+        return image.round().clamp(0, 255).to(torch.uint8)
+
+    def _named(self, picture: int) -> Tensor:
+        """Return a one for every word in an answer about the picture, "yes" and "no" aside [V]."""
+        named = torch.zeros(len(self.processor.tokenizer))
+        for question in self.data.about(picture):
+            if question.answer not in ("yes", "no"):
+                named[self._ids(question)[1][:-1]] = 1
+        return named
+
+    def _batch(self, images: list[Tensor], asked: Any, named: Tensor | None = None) -> Batch:
+        pixels = dict(self.processor.image_processor(images=images, return_tensors="pt"))
+        packed = pack([[self._ids(question) for question in about] for about in asked])
+        named = torch.zeros(len(images), 0) if named is None else named
+        weight = torch.zeros(len(images), max(map(len, asked)))
+        for row, about in enumerate(asked):
+            weight[row, : len(about)] = torch.tensor([self._weight(question) for question in about])
+        return Batch(pixels, [self._grids(image) for image in images], packed, named, weight)
+
+    def _weight(self, question: Question) -> float:
+        """Return 1, or what makes all answers to the same text count the same."""
+        if not self.spec.balance:
+            return 1.0
+        text, pair = question.text, (question.text, question.answer)
+        return self._texts[text] / (self._answers[text] * self._pairs[pair])
+
+    def _grids(self, image: Tensor) -> list[Grid]:
+        vision = self.spec.model.vision
+        side = vision["image_size"] // vision["patch_size"]
+        if self.spec.model.architecture == "llava":
+            return [Grid(side, side)]
+        rows, columns = (length // vision["image_size"] for length in image.shape[1:])
+        if (rows, columns) not in self.spec.model.grids or image.shape[1:] != (
+            rows * vision["image_size"],
+            columns * vision["image_size"],
+        ):
+            raise DataError(
+                f"A picture of {tuple(image.shape[1:])} pixels is not made of whole tiles of one of the grids."
+            )
+        return [Grid(side, side), Grid(rows * side, columns * side, newline=True)]
+
+    def _see(self, model: Any, batch: Batch, factor: int) -> list[tuple[Tensor, Tensor]]:
+        """Return the tokens of each picture [N, D], with their places among all tokens of it [N]."""
+        features = model.get_image_features(**batch.pixels, return_dict=True).pooler_output
+        return [pool(own, grids, factor) for own, grids in zip(features, batch.grids, strict=True)]
+
+    def _answer(self, model: Any, batch: Batch, pictures: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """Return the logits [A, V] where words of answers are due, and the words [A]."""
+        embed = model.get_input_embeddings()
+        front = len(self._prefix) - 1  # tokens before the image
+        packed, B = batch.packed, len(pictures)
+        longest = max(len(tokens) for tokens, _ in pictures)
+        start = embed(torch.tensor(self._prefix[:-1])).expand(B, -1, -1)
+        image = torch.stack([pad(tokens, (0, 0, 0, longest - len(tokens))) for tokens, _ in pictures])
+        places = torch.stack([pad(place, (0, longest - len(place))) for _, place in pictures]) + front
+        real = torch.stack([torch.arange(front + longest) < front + len(tokens) for tokens, _ in pictures])
+        full = torch.tensor([sum(grid.tokens for grid in grids) for grids in batch.grids]) + front
+        embedded = torch.cat([start.to(image.dtype), image, embed(packed.ids).to(image.dtype)], 1)
+        positions = torch.cat([torch.arange(front).expand(B, -1), places, full[:, None] + packed.offset], 1)
+        hidden = model.language_model(
+            inputs_embeds=embedded,
+            attention_mask=attention_bias(real, packed.segment).to(image.dtype),
+            position_ids=positions,
+            use_cache=False,
+        ).last_hidden_state[:, front + longest :]
+        due = packed.target != IGNORE
+        return linear(hidden[due], embed.weight), packed.target[due]
+
+
+def _split_prompt(processor: Any) -> list[int]:
+    """Return the tokens of every prompt up to the image, which is the last of them."""
+    tokens = processor.tokenizer.encode(prompt_of(processor, VQAExample((torch.empty(0),), "", "")))
+    return tokens[: tokens.index(processor.tokenizer.convert_tokens_to_ids(IMAGE)) + 1]
