@@ -20,14 +20,14 @@ FLOORS = (
     {"evaluate", "integrations"},
     {FACADE},
     {"patching"},
-    {"multimodal", "multimodal_cost", "nn", "assets", "multimodal_assets"},
+    {"multimodal", "multimodal_cost", "nn", "assets", "multimodal_assets", "tokenizer_assets"},
     {"adapters"},
     {"methods"},
     {"tokenizers"},
     {"data"},
     {"view", "feature_view", "decoder_view", "trace", "visual_trace", "state", "schedule", "cost", "shape", "layout"},
     {"token_map", "ops", "viz"},
-    {"folders", "errors"},
+    {"folders", "errors", "handle"},
 )
 # what makes a file one of many of its kind: such files must not know each other
 KINDS = {"methods": "register", "adapters": "add", "tokenizers": "register"}

@@ -47,6 +47,8 @@ from tokred.methods import (
     create_method,
     methods,
 )
+from tokred.multimodal import MultimodalHandle
+from tokred.multimodal_assets import load_multimodal
 from tokred.patching import Handle, patch, unpatch
 from tokred.schedule import Schedule
 from tokred.shape import ModelShape
@@ -79,6 +81,7 @@ __all__ = [
     "LayerView",
     "Method",
     "ModelShape",
+    "MultimodalHandle",
     "NonFiniteError",
     "PSigmoid",
     "PiToMe",
@@ -104,6 +107,7 @@ __all__ = [
     "ZeroTPrune",
     "cost",
     "create_method",
+    "load_multimodal",
     "methods",
     "nn",
     "patch",

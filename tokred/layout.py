@@ -130,9 +130,9 @@ class VisualLayout:
         Tiles are put together and their letterbox padding is cut off; without tiles this is the grid of the partition.
         Tokens of the squeezed whole image, where there are tiles, and newlines have -1.
         """
-        if self.mosaic is None:
-            return self.row, self.column, self.grid
         tile = self.partition - 1
+        if self.mosaic is None or not bool((tile >= 0).any()):  # an image so narrow that its tiles are all padding
+            return self.row, self.column, self.grid
         row = torch.div(tile, self.mosaic[1], rounding_mode="floor") * self.grid[0] + self.row
         column = tile % self.mosaic[1] * self.grid[1] + self.column
         shown = tile >= 0

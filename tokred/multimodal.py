@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from types import TracebackType
+from functools import partial
 from typing import Any, Self
 
 import torch
 from torch import nn
 
-from tokred.adapters.multimodal import find_multimodal
+from tokred.adapters.multimodal import find_multimodal, forget
 from tokred.adapters.multimodal_features import FeatureReduction
 from tokred.adapters.multimodal_language import LanguageReduction, Passage
 from tokred.errors import AlreadyPatchedError
+from tokred.handle import WayOut
 from tokred.methods.decoder import DecoderMethod
 from tokred.methods.features import FeatureMethod
 from tokred.visual_trace import TracedImage, VisualTrace
@@ -20,7 +20,7 @@ from tokred.visual_trace import TracedImage, VisualTrace
 ATTRIBUTE = "_tokred_handle"
 
 
-class MultimodalHandle:
+class MultimodalHandle(WayOut):
     """What :func:`tokred.patch` returns for a method on features or between layers.
 
     A context manager; leaving it removes the patch. ``remove`` may be called any number of times.
@@ -33,22 +33,16 @@ class MultimodalHandle:
     """
 
     def __init__(self, model: nn.Module, methods: tuple[Any, ...], encoder: Any = None) -> None:
-        self.model = model
+        super().__init__(model, [] if encoder is None else [encoder.remove])
         self.methods = methods
         self.encoder = encoder
         self.features: FeatureReduction | None = None
         self.language: LanguageReduction | None = None
-        self._undo: list[Callable[[], object]] = [] if encoder is None else [encoder.remove]
 
     @property
     def modules(self) -> nn.ModuleDict | None:
         """The learnable parts, by layer."""
         return None if self.language is None else self.language.modules
-
-    @property
-    def active(self) -> bool:
-        """Whether the patch is still in the model."""
-        return bool(self._undo)
 
     @property
     def trace(self) -> VisualTrace:
@@ -67,11 +61,6 @@ class MultimodalHandle:
             self.modules.to(*args, **kwargs)
         return self
 
-    def remove(self) -> None:
-        """Give the model back every bit as it was."""
-        while self._undo:
-            self._undo.pop()()
-
     def install(self, model: nn.Module) -> None:
         """Put the methods in; on any error the model is left as it was."""
         parts = find_multimodal(model)
@@ -83,24 +72,15 @@ class MultimodalHandle:
         features = next((m for m in self.methods if isinstance(m, FeatureMethod)), None)
         decoder = next((m for m in self.methods if isinstance(m, DecoderMethod)), None)
         vars(parts.inner)[ATTRIBUTE] = self
-        self._undo.append(lambda: vars(parts.inner).pop(ATTRIBUTE, None))
+        self._undo.append(partial(forget, parts.inner, ATTRIBUTE))
         if features is not None:
             self.features = FeatureReduction(parts, features)
             self._undo += self.features.install()
         self.language = LanguageReduction(parts, features is not None, decoder)
         self._undo += self.language.install()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.remove()
-
     def __repr__(self) -> str:
-        state = "in" if self.active else "removed from"
-        return f"<{', '.join(map(repr, self.methods))} {state} {type(self.model).__name__}>"
+        return self._describe(", ".join(map(repr, self.methods)))
 
 
 def trace_of(passage: Passage, depth: int) -> VisualTrace:
@@ -124,7 +104,7 @@ def _present(passage: Passage, prompt: int, image: int, kept: torch.Tensor, laye
     cut = passage.cut or passage.whole()
     images, patches = cut.image[prompt : prompt + 1], cut.patch[prompt : prompt + 1]
     for stage in stages:
-        assert stage.map is not None and stage.valid is not None
+        assert stage.map is not None
         rows = stage.map.kept[prompt : prompt + 1]
         images, patches = images.gather(1, rows), patches.gather(1, rows)
     valid = stages[-1].valid

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +12,7 @@ from tokred.adapters import Tower, find_tower
 from tokred.adapters.site import Reduction, Site
 from tokred.cost import Cost
 from tokred.errors import AlreadyPatchedError, UnsupportedModelError
+from tokred.handle import WayOut
 from tokred.methods.base import Method
 from tokred.methods.registry import AnyMethod
 from tokred.multimodal import MultimodalHandle
@@ -22,17 +22,16 @@ from tokred.trace import Trace
 _ATTRIBUTE = "_tokred_handle"
 
 
-class Handle:
+class Handle(WayOut):
     """What :func:`patch` returns: takes the patch out again, and holds the trace of the last forward.
 
     A context manager; leaving it removes the patch. ``remove`` may be called any number of times.
     """
 
     def __init__(self, model: nn.Module, tower: Tower, reduction: Reduction, undo: list[Callable[[], object]]) -> None:
-        self.model = model
+        super().__init__(model, undo)
         self.tower = tower
         self.reduction = reduction
-        self._undo = undo
 
     @property
     def method(self) -> Method:
@@ -50,11 +49,6 @@ class Handle:
         return self.method.cost(self.tower.shape, self.schedule)
 
     @property
-    def active(self) -> bool:
-        """Whether the patch is still in the model."""
-        return bool(self._undo)
-
-    @property
     def trace(self) -> Trace:
         """What the last forward did.
 
@@ -67,25 +61,11 @@ class Handle:
             raise ValueError("No forward has run since the model was patched.")
         return Trace(self.reduction.last, self.tower.shape)
 
-    def remove(self) -> None:
-        """Give the model back every bit as it was."""
-        while self._undo:
-            self._undo.pop()()
-
     def _forget(self) -> None:
         vars(self.tower.module).pop(_ATTRIBUTE, None)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.remove()
-
     def __repr__(self) -> str:
-        state = "in" if self.active else "removed from"
-        return f"<{self.method!r} {state} {type(self.model).__name__}>"
+        return self._describe(repr(self.method))
 
 
 def patch(

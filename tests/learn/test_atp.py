@@ -10,14 +10,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from transformers import DynamicCache
 
 import tokred
+from tests.adapters import zoo_multimodal as zoo
 from tests.learn.tiny_llava import build_llava
 from tokred.data import Question, VQADataset
 from tokred.errors import ConfigError, DataError
 from tokred.learn import ATPSpec, train_atp
-from tokred.learn.answers import answer
+from tokred.learn.answers import IGNORE, Answered, answer, answer_loss, put_behind
 from tokred.learn.atp import atp_losses, deciding
 from tokred.learn.atp_training import train_modules
 from tokred.learn.questions import ask, split_pictures
@@ -281,3 +283,36 @@ def test_weights_of_another_width_are_refused(parts: tuple[Any, Any], questions:
     spec = replace(SPEC, knobs={**UNIT, "weights": str(tmp_path / "other.safetensors")})
     with pytest.raises(ConfigError, match=r"of width 24; this model needs .* of width 16"):
         train(parts, questions, tmp_path / "out", spec)
+
+
+FAMILIES = [
+    "Llava",
+    "LlavaNext",
+    "LlavaOnevision",
+    "Qwen2VL",
+    "Qwen3VL",
+    "InternVL",
+    "SmolVLM",
+    "PaliGemma",
+    "Mistral3",
+]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_can_learn_it(name: str):
+    model = zoo.build(name).requires_grad_(False)
+    inputs = zoo.prompts(name, model, [1, 2])
+    answers = torch.tensor([[5, 6, zoo.END], [7, zoo.END, IGNORE]])
+    batch = Answered(put_behind(inputs, answers, zoo.END), answers)
+    with torch.no_grad():
+        logits = model(**batch.inputs).logits[:, -4:-1].float()
+    expected = cross_entropy(logits.flatten(0, 1), answers.flatten(), ignore_index=IGNORE)
+    torch.testing.assert_close(answer_loss(model, batch), expected, atol=1e-4, rtol=1e-4)
+    with tokred.patch(model, tokred.ATP(scaling="unit")) as handle:
+        handle.modules.train()
+        losses = atp_losses(handle, batch, target=4)
+        losses.total.backward()
+        visual = (inputs["input_ids"] == zoo.IMAGE).sum(1).float().mean()
+        assert (losses.kept > 0).all()
+        assert (losses.kept < visual).all()
+        assert all(module.redundant.bias.grad.abs() > 0 for module in handle.modules.values())

@@ -195,3 +195,10 @@ def test_what_cannot_be_is_refused_before_anything_is_written(
 def test_what_cannot_be_meant_is_refused_at_once(change: dict[str, Any], named: str):
     with pytest.raises(ConfigError, match=named):
         replace(SPEC, **change)
+
+
+def test_a_file_of_knobs_reads_well(tmp_path: Path):
+    Knobs({"rates": (1.0, 0.25), "budget": 1e-5}).save(tmp_path / "a.yaml", "p_sigmoid", "from a test")
+    text = (tmp_path / "a.yaml").read_text()
+    assert text == "# from a test\nmethod: p_sigmoid\nrates: [1.0, 0.25]\nbudget: 1.0e-05\n"
+    assert yaml.safe_load(text)["budget"] == 1e-5

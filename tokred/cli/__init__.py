@@ -17,6 +17,7 @@ from tokred.cli.knobs import free_options
 from tokred.cli.learn import learn
 from tokred.cli.listing import methods, models, schedules
 from tokred.cli.sweep import plot, sweep
+from tokred.cli.tokenizer import decode, encode
 from tokred.errors import TokredError
 
 app = typer.Typer(
@@ -35,7 +36,7 @@ def _version(version: bool = typer.Option(False, "--version", help="Print the ve
         raise typer.Exit
 
 
-for command in (explain, sweep, plot, bench, methods, models, schedules):
+for command in (explain, sweep, plot, bench, methods, models, schedules, encode, decode):
     app.command()(command)
 app.add_typer(learn, name="learn")
 if importlib.util.find_spec("tokred.cli.train") is not None:

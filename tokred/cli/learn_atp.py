@@ -46,11 +46,10 @@ def atp(
     learned = _run(spec, folder, resume)
     console = output()
     console.print(_table(learned.card), highlight=False)
-    console.print(
-        f"{learned.weights} and {folder / CARD}. In Python: tokred.patch(model, "
-        f"tokred.create_method('atp', **knobs)) with the knobs of {CARD}.",
-        highlight=False, soft_wrap=True, markup=False,
-    )  # fmt: skip
+    knobs = {**learned.card["knobs"], "weights": str(learned.weights)}
+    written = ", ".join(f"{n}={tuple(v) if isinstance(v, list) else v!r}" for n, v in knobs.items())
+    console.print(f"{learned.weights} and {folder / CARD} are written. In Python:", highlight=False, soft_wrap=True)
+    console.print(f"tokred.patch(model, tokred.ATP({written}))", highlight=False, soft_wrap=True, markup=False)
 
 
 def _run(spec: ATPSpec, folder: Path, resume: bool) -> Learned:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import fields
 
 from rich.table import Table
@@ -11,21 +12,33 @@ from tokred.cli.console import output
 from tokred.folders import shipped_folder
 from tokred.methods import Method
 from tokred.methods import methods as registered
+from tokred.methods.registry import Place
+from tokred.multimodal_assets import list_multimodal_models
 from tokred.schedule import Schedule
 
+_PLACES: dict[Place, str] = {
+    "encoder": "Inside an image or text encoder",
+    "features": "Multimodal models: on the features of images, before the language model",
+    "decoder": "Multimodal models: between the layers of the language model",
+}
 _SHARED_KNOBS = [field.name for field in fields(Method)]
 
 
 def methods() -> None:
-    """List the methods with their knobs."""
-    table = Table("method", "class", "paper", "site", "needs", "knobs and their defaults")
-    for name, method in registered().items():
-        knobs = [f"{field.name}={field.default!r}" for field in fields(method) if field.name not in _SHARED_KNOBS]
-        needs = "learned rates" if method.learned else "no training"
-        table.add_row(name, method.__name__, method.paper or "baseline", method.site, needs, ", ".join(knobs))
+    """List the methods with their knobs, by the place where they act."""
     console = output()
-    console.print(table, highlight=False)
-    console.print(f"Every method also takes {' and '.join(_SHARED_KNOBS)} (one of them).", highlight=False)
+    for place, title in _PLACES.items():
+        table = Table(
+            "method", "class", "paper", "needs", "knobs and their defaults", title=title, title_justify="left"
+        )
+        for name, method in registered(place).items():
+            knobs = [f"{field.name}={field.default!r}" for field in fields(method) if field.name not in _SHARED_KNOBS]
+            needs = "learned parts" if method.learned else "no training"
+            table.add_row(name, method.__name__, method.paper or "baseline", needs, ", ".join(knobs))
+        console.print(table, highlight=False)
+    console.print(
+        f"Every method inside an encoder also takes {' and '.join(_SHARED_KNOBS)} (one of them).", highlight=False
+    )
 
 
 def models() -> None:
@@ -47,10 +60,20 @@ def models() -> None:
             config.data or "",
             f"{weights.stat().st_size / 1e6:.1f} MB" if weights.is_file() else "no weights",
         )
+    answering = Table("multimodal model", "architecture", "encoder layers", "decoder layers", "width", "size")
+    for name in list_multimodal_models():
+        folder = shipped_folder("models") / name
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        vision, text = config["vision_config"], config["text_config"]
+        size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+        layers = str(vision["num_hidden_layers"]), str(text["num_hidden_layers"])
+        answering.add_row(name, config["model_type"], *layers, str(text["hidden_size"]), f"{size / 1e6:.1f} MB")
     console = output()
     console.print(table, highlight=False)
+    console.print(answering, highlight=False)
     console.print(
-        "Any plain ViT of timm works by its name, and so does a folder with config.json and model.safetensors."
+        "Any plain ViT of timm works by its name, and so does a folder with config.json and model.safetensors; "
+        "multimodal models by their hub id, or a folder that save_pretrained wrote."
     )
 
 

@@ -14,6 +14,7 @@ def train(
         Path | None, typer.Option(help="Folder for checkpoints and the finished model. Default: runs/train/<name>.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the folder.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be trained, and stop.")] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: torch's choice.")] = None,
 ) -> None:
     """Train a model from a recipe, then measure the exported file on the test set.
@@ -22,6 +23,7 @@ def train(
     """
     import torch
 
+    from tokred.train import parallel
     from tokred.train.config import load_spec
     from tokred.train.loop import Step, train_model
     from tokred.train.tasks import build_task
@@ -29,9 +31,15 @@ def train(
     if threads is not None:
         torch.set_num_threads(threads)
     spec = load_spec(config)
+    if dry_run:
+        from tokred.train.plan import plan
+
+        for name, value in plan(spec).items():
+            Console().print(f"{name}: {value}", highlight=False)
+        return
     folder = output if output is not None else Path("runs/train") / spec.name
     task = build_task(spec)
-    console = Console()
+    console = Console(quiet=not parallel.is_first())
     progress = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -56,6 +64,8 @@ def train(
             progress.stop()
             console.print(f"Stopped. The checkpoint is in {folder}; go on with: tokred train {config} --resume")
             raise typer.Exit(130) from None
+    if not parallel.is_first():
+        return
     console.print(f"Measuring the exported file in {folder / 'model'} on the test set ...")
     for name, value in task.export(model, folder / "model").items():
         console.print(f"{name}: {value:.2f}")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, pad
 
+from tokred.adapters.multimodal import find_multimodal
 from tokred.data import VQAExample
 from tokred.learn.questions import prompts_of
 
@@ -81,6 +82,7 @@ def answer_loss(model: Any, batch: Answered) -> Tensor:
     from transformers import DynamicCache
 
     places = batch.answers.shape[1]
-    output = model(**batch.inputs, logits_to_keep=places + 1, past_key_values=DynamicCache(), use_cache=True)
+    cache = DynamicCache(config=find_multimodal(model).language.config)
+    output = model(**batch.inputs, logits_to_keep=places + 1, past_key_values=cache, use_cache=True)
     logits = output.logits[:, -places - 1 : -1].float()
     return cross_entropy(logits.flatten(0, 1), batch.answers.flatten(), ignore_index=IGNORE)

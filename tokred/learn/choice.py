@@ -30,9 +30,11 @@ class Knobs:
             method: its registered name.
             source: where the values are from, written as a comment.
         """
-        entry = {"method": method, **_listed(self.values)}
-        text = yaml.safe_dump(entry, sort_keys=False, default_flow_style=None, width=10_000)
-        Path(path).write_text(f"# {source}\n{text}", encoding="utf-8")
+        lines = [f"# {source}\n"]
+        for name, value in {"method": method, **_listed(self.values)}.items():  # lists on one line
+            flow = None if isinstance(value, list) else False
+            lines.append(yaml.safe_dump({name: value}, default_flow_style=flow, width=10_000))
+        Path(path).write_text("".join(lines), encoding="utf-8")
 
 
 Choice = Schedule | Knobs

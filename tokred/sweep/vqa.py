@@ -146,8 +146,8 @@ def measure_vqa(
     )
     if len(reached.answers) != len(unpatched):
         raise DataError(
-            f"{len(reached.answers)} questions were asked, but the unpatched model was asked {len(unpatched)}; the data "
-            "has changed since. Measure everything again, without --resume."
+            f"{len(reached.answers)} questions were asked, but the unpatched model was asked {len(unpatched)}; the "
+            "data has changed since. Measure everything again, without --resume."
         )
     phases = time_phases(
         subject.model, patched, handle, subject.first, rounds=point.settings.rounds, device=subject.device,
