@@ -2,8 +2,10 @@
 
 from tokred.train.config import TrainSpec
 
-WORDS = ("?", ":", "question", "answer", "what", "is", "there", "the", "a", "an", "shape", "color", "in", "image", "yes",
-         "no", "circle", "rectangle", "triangle", "red", "blue")  # fmt: skip
+WORDS = (
+    "?", ":", "question", "answer", "what", "is", "there", "the", "a", "an", "shape", "color", "in", "image", "yes",
+    "no", "circle", "rectangle", "triangle", "red", "blue", "top", "middle", "bottom", "left", "center", "right",
+)  # fmt: skip
 
 
 def recipe(architecture: str = "llava", **task) -> TrainSpec:

@@ -79,3 +79,11 @@ def test_the_law_of_zerotprune_cannot_meet_the_budget_that_the_page_says_it_cann
     assert "a budget of 40 %" in (ROOT / "docs" / "benchmarks.md").read_text()
     with pytest.raises(tokred.BudgetError, match="out of reach"):
         tokred.patch(load_model("vit-fmnist"), tokred.ZeroTPrune(budget="40%"))
+
+
+def test_rows_of_a_gpu_are_called_unmeasured_until_there_is_a_file():
+    page = (ROOT / "docs" / "benchmarks.md").read_text()
+    section = page.split("## Kernels on a GPU")[1]
+    measured = list((ROOT / "docs" / "results").glob("gpu*.json"))
+    assert ("Not measured so far" in section) == (not measured)
+    assert measured or not re.search(r"\d(x|\s?ms|\s?%)", section), "a number without a file"

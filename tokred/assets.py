@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tokred.errors import ConfigError, DataError
 from tokred.folders import shipped_folder
 from tokred.multimodal_assets import is_transformers_config
+from tokred.tokenizers.registry import tokenizers
 
 # What an architecture takes from a file. Everything else keeps timm's default.
 _COMMON_ARGS = {
@@ -102,13 +103,16 @@ def build_model(config: ModelConfig) -> nn.Module:
 def list_models() -> tuple[str, ...]:
     """Return the names of the image encoders that ship with tokred.
 
-    Multimodal models are listed by :func:`tokred.multimodal_assets.list_multimodal_models`.
+    Multimodal models are listed by :func:`tokred.multimodal_assets.list_multimodal_models`, tokenizers by
+    :func:`tokred.tokenizer_assets.list_tokenizers`.
 
     >>> "vit-fmnist" in list_models()
     True
     """
     found = shipped_folder("models").glob("*/config.json")
-    return tuple(sorted(path.parent.name for path in found if not is_transformers_config(path)))
+    return tuple(
+        sorted(path.parent.name for path in found if not is_transformers_config(path) and not _is_tokenizer(path))
+    )
 
 
 def load_model(name_or_folder: str | os.PathLike[str], *, pretrained: bool = True) -> nn.Module:
@@ -186,6 +190,15 @@ def say_what_is_wrong(error: ValidationError, *specs: type[BaseModel]) -> str:
         else:
             lines.append(f"{place}: {found['msg']} (found {str(found['input'])[:80]!r}).")
     return " ".join(lines)
+
+
+def _is_tokenizer(path: Path) -> bool:
+    """Whether a ``config.json`` names one of the architectures that write pictures as ids, or a prior over those."""
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(raw, dict) and raw.get("architecture") in (*tokenizers(), "prior")
 
 
 def _load_folder(folder: Path) -> nn.Module:

@@ -57,17 +57,27 @@ class TokenState:
         """N, the tokens that are there now."""
         return self.steps[-1].map.num_slots if self.steps else self.num_initial
 
-    def after(self, layer: int, token_map: TokenMap) -> TokenState:
-        """The state after a reduction in ``layer``."""
-        sizes = self.sizes
-        if sizes is not None or token_map.moved.shape[1] or token_map.valid is not None:
-            sizes = token_map.apply_size(sizes)
+    def reduce(self, layer: int, token_map: TokenMap, x: Tensor) -> tuple[Tensor, TokenState]:
+        """The tokens ``x`` [B, N, C], and the state, after a reduction in ``layer``."""
+        if self._counts(token_map):
+            y, sizes = token_map.merge(x, self.sizes)
+            return y, self.after(layer, token_map, sizes)
+        return token_map.apply(x), self.after(layer, token_map)
+
+    def after(self, layer: int, token_map: TokenMap, sizes: Tensor | None = None) -> TokenState:
+        """The state after a reduction in ``layer``; ``sizes`` [B, M] where they were summed already."""
+        if sizes is None and self._counts(token_map):
+            sizes = token_map.apply_size(self.sizes)
         valid = self.valid if self.valid is None else token_map.gather(self.valid)
         if token_map.valid is not None:
             valid = token_map.valid if valid is None else valid & token_map.valid
         position = token_map.kept if self.position is None else token_map.gather(self.position)
         step = Step(layer, token_map, sizes)
         return replace(self, steps=(*self.steps, step), sizes=sizes, valid=valid, position=position)
+
+    def _counts(self, token_map: TokenMap) -> bool:
+        """Whether sizes differ after a reduction."""
+        return self.sizes is not None or token_map.moved.shape[1] > 0 or token_map.valid is not None
 
     def slot(self) -> Tensor:
         """[B, N0] the present slot of every initial token, -1 for dropped ones."""

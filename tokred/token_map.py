@@ -9,25 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-
-def take(x: Tensor, index: Tensor) -> Tensor:
-    """Return the rows of ``x`` [B, N, ...] that ``index`` [B, M] names: [B, M, ...].
-
-    The batch is flattened first: selecting whole rows is several times faster than ``gather`` with an index
-    expanded over the channels.
-    """
-    batch, tokens = x.shape[:2]
-    offset = torch.arange(batch, device=x.device).unsqueeze(1) * tokens
-    rows = x.reshape(batch * tokens, *x.shape[2:]).index_select(0, (index + offset).flatten())
-    return rows.reshape(batch, index.shape[1], *x.shape[2:])
-
-
-def _add_rows_(into: Tensor, index: Tensor, rows: Tensor) -> Tensor:
-    """Add ``rows`` [B, R, ...] to the contiguous ``into`` [B, M, ...] at ``index`` [B, R], in place."""
-    batch, slots = into.shape[:2]
-    offset = torch.arange(batch, device=into.device).unsqueeze(1) * slots
-    into.flatten(0, 1).index_add_(0, (index + offset).flatten(), rows.flatten(0, 1))
-    return into
+from tokred import ops
+from tokred.ops import take
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,34 +94,18 @@ class TokenMap:
             x: anything indexed by token in dimension 1.
             size: [B, N] float, how many patches each token stands for; ``None``: ones.
         """
-        kept = take(x, self.kept)
         if self.moved.shape[1] == 0 and self.reduce == "mean":
-            return kept
-        kept_weight, moved_weight = self._weights(size, x.device)
-        exact = torch.promote_types(x.dtype, torch.float32)  # sums in half precision lose small summands
-        kept = kept.to(exact)
-        trailing = (..., *[None] * (x.ndim - 2))
-        into = self.into.clamp(min=0)
-        if self.reduce == "sum":
-            moved = take(x, self.moved).to(exact)
-            return _add_rows_(kept * kept_weight[trailing], into, moved * moved_weight[trailing]).to(x.dtype)
-        # a mean is the anchor plus the weighted distances to it: only the moved rows are touched
-        share = moved_weight / _add_rows_(kept_weight.clone(), into, moved_weight).gather(1, into)
-        moved, anchor = take(x, torch.cat([self.moved, self.kept.gather(1, into)], dim=1)).to(exact).chunk(2, dim=1)
-        return _add_rows_(kept, into, ((moved - anchor) * share[trailing])).to(x.dtype)
+            return take(x, self.kept)
+        return ops.merge_tokens(x, size, self.kept, self.moved, self.into, self.weight, self.reduce == "mean")
 
     def apply_size(self, size: Tensor | None = None) -> Tensor:
         """Sum the sizes [B, N] (``None``: ones) of every slot: [B, M] float32; padding slots get 0."""
-        size = self._ones() if size is None else size.float()
-        entries = size.gather(1, torch.cat([self.kept, self.moved], dim=1))
-        if self.size_weight is not None:
-            entries = entries * self.size_weight
-        kept, moved = entries.split([self.num_slots, self.moved.shape[1]], dim=1)
-        if moved.shape[1]:
-            kept = _add_rows_(kept.clone(), self.into.clamp(min=0), moved * (self.into >= 0))
-        if self.size_weight is not None:
-            kept = kept.clamp(min=torch.finfo(torch.float32).tiny)  # negative factors must not make a size negative
-        return kept if self.valid is None else kept * self.valid
+        return ops.merge_sizes(size, self.kept, self.moved, self.into, self.size_weight, self.valid)
+
+    def merge(self, x: Tensor, size: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """:meth:`apply` and :meth:`apply_size` at once, which shares what both need."""
+        mean = self.reduce == "mean"
+        return ops.merge(x, size, self.kept, self.moved, self.into, self.weight, self.size_weight, self.valid, mean)
 
     def with_padding_last(self, valid: Tensor) -> TokenMap:
         """The same map with the real slots in front, so that a padded image goes on as it would alone.
@@ -207,20 +174,6 @@ class TokenMap:
         matrix = torch.zeros(self.kept.shape[0], self.num_slots + 1, self.num_tokens, device=self.kept.device)
         rows = torch.where(self.slot >= 0, self.slot, self.num_slots)
         return matrix.scatter(1, rows.unsqueeze(1), 1.0)[:, : self.num_slots]
-
-    def _ones(self) -> Tensor:
-        return torch.ones(self.kept.shape[0], self.num_tokens, device=self.kept.device)
-
-    def _weights(self, size: Tensor | None, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Float32 weights of the anchors [B, M] and of the moved tokens [B, R]; 0 for dropped ones."""
-        if self.weight is not None:
-            weight = self.weight.float()
-        elif size is not None:
-            weight = size.float().gather(1, torch.cat([self.kept, self.moved], dim=1))
-        else:
-            weight = torch.ones(self.kept.shape[0], self.num_slots + self.moved.shape[1], device=device)
-        kept, moved = weight.split([self.num_slots, self.moved.shape[1]], dim=1)
-        return kept, moved * (self.into >= 0)
 
 
 def gather_tokens(t: Tensor, index: Tensor, dim: int) -> Tensor:

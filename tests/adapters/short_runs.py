@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,8 +65,7 @@ def short_logits(
             rope = model.config.get_text_config().rope_parameters
             axes = positions[-len(rope.get("mrope_section") or "xyz") :, b, index]
             whole = positions[-len(axes) :, b]
-            last = whole.max() if getattr(model.model, "rope_deltas", None) is not None else whole[:, -1].max()
-            new = last + 1 + torch.arange(behind)
+            new = whole[:, -1].max() + 1 + torch.arange(behind)
             kwargs["position_ids"] = torch.cat([axes, new.expand(len(axes), -1)], dim=1)[:, None]
         elif renumber:
             start = 1 if model.config.model_type == "paligemma" else 0
@@ -122,6 +122,8 @@ def head(model: Any, hidden: Tensor) -> Tensor:
     """Logits of hidden states."""
     logits = model.lm_head(hidden)
     cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    if "softcapping" not in inspect.getsource(type(model).forward):
+        cap = None
     return logits if cap is None else torch.tanh(logits / cap) * cap
 
 

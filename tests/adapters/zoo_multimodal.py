@@ -79,6 +79,7 @@ class Kind:
         decoder: its layers are plain, so tokens can be dropped between them.
         family: in front of the names of its classes.
         types: the argument that tells image tokens from others: its name and the numbers for text and images.
+        since: the version of transformers where it works.
     """
 
     name: str
@@ -88,6 +89,7 @@ class Kind:
     decoder: bool = True
     family: str = ""
     types: tuple[str, int, int] | None = None
+    since: tuple[int, int] = (5, 18)
 
 
 def plain(images: Tensor, _counts: list[int]) -> dict[str, Any]:
@@ -165,6 +167,17 @@ def still_squares(images: Tensor, counts: list[int]) -> dict[str, Any]:
 def with_merge_sizes(images: Tensor, counts: list[int]) -> dict[str, Any]:
     inputs = grids(images, counts, frames=1)
     return {**inputs, "image_merge_sizes": torch.full((len(images),), 2)}
+
+
+def placed(images: Tensor, counts: list[int]) -> dict[str, Any]:
+    """Flat patches with their places, padded."""
+    inputs = ragged(images, counts)
+    pixels = torch.nn.functional.pad(inputs["pixel_values"], (0, 0, 0, 12))
+    where = torch.full((len(images), 36, 2), -1)
+    for i, (rows, columns) in enumerate(inputs["spatial_shapes"].tolist()):
+        row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+        where[i, : rows * columns] = torch.stack([column.flatten(), row.flatten()], dim=-1)
+    return {"pixel_values": pixels, "image_position_ids": where}
 
 
 def ragged(images: Tensor, _counts: list[int]) -> dict[str, Any]:
@@ -351,6 +364,7 @@ KINDS = [
             image_token_index=IMAGE,
         ),
         sized,
+        decoder=False,
     ),
     Kind("LightOnOcr", _llava(PIXTRAL, {"model_type": "qwen3", "head_dim": 8}, spatial_merge_size=2), sized),
     Kind(
@@ -487,6 +501,7 @@ KINDS = [
         still,
         reads=False,
         types=MM,
+        since=(5, 23),
     ),
     Kind(
         "Aria",
@@ -512,6 +527,28 @@ KINDS = [
         listed,
         reads=False,
     ),
+    Kind(
+        "Gemma4",
+        lambda: {
+            "vision_config": {
+                **VISION, "intermediate_size": 48, "num_key_value_heads": 4, "head_dim": 8, "pooling_kernel_size": 2,
+                "position_embedding_size": 36, "default_output_length": 9,
+            },
+            "text_config": {
+                **TEXT, "head_dim": 8, "global_head_dim": 8, "hidden_size_per_layer_input": 0, **WINDOW,
+                "layer_types": ["sliding_attention", "full_attention"] * 2,
+            },
+            "video_token_id": VIDEO,
+            "audio_token_id": 97,
+            "boi_token_id": 93,
+            "eoi_token_id": 94,
+            **TOKENS,
+        },
+        placed,
+        reads=False,
+        decoder=False,
+        types=MM,
+    ),
     Kind("GotOcr2", _llava({**SAM, "model_type": "got_ocr2_vision"}, {"model_type": "qwen2"}), larger, reads=False),
     Kind(
         "Step3p7",
@@ -527,9 +564,10 @@ KINDS = [
         ),
         larger,
         reads=False,
-        decoder=False,
     ),
 ]  # fmt: skip
+INSTALLED = tuple(map(int, transformers.__version__.split(".")[:2]))
+KINDS = [k for k in KINDS if k.since <= INSTALLED and hasattr(transformers, f"{k.family or k.name}Config")]
 BY_NAME = {kind.name: kind for kind in KINDS}
 NAMES = list(BY_NAME)
 

@@ -120,6 +120,7 @@ def test_explain_prints_counts_adapter_and_verdict(capsys, tiny_model: str):
         "GMACs per image",
         "ideal speed-up",
         "Not measured",
+        "matching and merging run in: plain PyTorch (tensors are on the CPU)",
     ):
         assert shown in out
     code, out, _ = run(capsys, "explain", tiny_model, "--r=0", "--rounds", "2", "--batch-size", "2", "--threads", "1")

@@ -19,7 +19,7 @@ CONSTRUCTORS: dict[str, type[nn.Module]] = {
     f"{cls.__module__}.{cls.__qualname__}": cls for cls in (VisionTransformer, VisionTransformerDistilled)
 }
 # the folders of this repository
-OWN = tuple(Path(__file__).parent / name for name in ("vit", "mllm"))
+OWN = tuple(Path(__file__).parent / name for name in ("vit", "mllm", "tokenizers"))
 
 
 @dataclass(eq=False)
@@ -54,13 +54,19 @@ class Case:
 
     @property
     def method(self) -> str:
-        """Which method the numbers are for."""
+        """Which method the numbers are for; those of tokenizers name none."""
         return self.meta.get("method", "")
 
     @cached_property
     def hyper(self) -> dict[str, Any]:
-        """The hyper-parameters; the two families of vectors spell their key in two ways."""
-        return json.loads(self.meta.get("hyper_parameters") or self.meta.get("hyperparameters") or "{}")
+        """The hyper-parameters; the three families of vectors spell their key in three ways."""
+        keys = ("hyper_parameters", "hyperparameters", "config")
+        return json.loads(next((self.meta[key] for key in keys if self.meta.get(key)), "{}"))
+
+    @cached_property
+    def meaning(self) -> dict[str, str]:
+        """What the tensors of a tokenizer's vector are, by name or by prefix ending in ``*``."""
+        return json.loads(self.meta.get("meaning", "{}"))
 
     @cached_property
     def names(self) -> frozenset[str]:
@@ -92,6 +98,10 @@ class Case:
         """Token sizes [B, N] from a tensor [B, N, 1], or ``None``."""
         sizes = self.get(name)
         return None if sizes is None else sizes.squeeze(-1)
+
+    def below(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors whose name starts with ``prefix``, without it."""
+        return {name.removeprefix(prefix): self[name] for name in sorted(self.names) if name.startswith(prefix)}
 
     def state_dict(self) -> dict[str, Tensor]:
         """The weights inside the case: tensors called ``sd.*``."""

@@ -79,7 +79,7 @@ def test_a_finished_run_is_not_trained_further(tmp_path):
 
 def test_only_the_last_checkpoint_is_kept(tmp_path):
     train_model(Line(), spec(checkpoint_every=0), tmp_path)
-    assert len(list(tmp_path.iterdir())) == 4  # model, average, optimizer, state.json
+    assert len(list(tmp_path.iterdir())) == 5  # model, average, optimizer, state.json, metrics
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(tmp_path):

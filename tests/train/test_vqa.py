@@ -48,7 +48,7 @@ def test_packed_questions_get_the_logits_they_get_alone(task):
     asked = [task.data.about(picture) for picture in pictures]
     batch = task._batch([task._image(picture) for picture in pictures], asked)
     with torch.no_grad():
-        logits, target = task._answer(task.model, batch, task._see(task.model, batch, 1))
+        logits, target, _ = task._answer(task.model, batch, task._see(task.model, batch, 1))
         at = 0
         for picture, about in zip(pictures, asked, strict=True):
             for question in about:
@@ -185,3 +185,16 @@ def test_a_focus_is_refused_where_there_are_tiles(monkeypatch):
     monkeypatch.setattr(vqa, "load_vqa", tiny(GRIDS))
     with pytest.raises(ConfigError, match="focus"):
         VQATask(recipe("llava_next").task).begin_stage({"focus": 2})
+
+
+def test_naming_places_adds_to_the_loss_and_to_no_evaluation(monkeypatch):
+    monkeypatch.setattr(vqa, "load_vqa", tiny(GRIDS))
+    task = VQATask(recipe("llava_next").task)
+    batch = next(task.batches(4, torch.Generator().manual_seed(0)))
+    plain, expected = task.loss(batch), task.evaluate(task.model.eval())
+    task.begin_stage({"locate": 1})
+    task.model.train()
+    assert task.loss(batch) > plain + 0.1
+    assert task.evaluate(task.model.eval()) == expected
+    with pytest.raises(ConfigError, match="locate"):
+        task.begin_stage({"locate": 2})

@@ -27,7 +27,7 @@ def test_a_question_sees_the_picture_and_itself_up_to_each_word():
 
 def test_pooled_squares_stand_at_the_place_of_their_first_token():
     features = torch.arange(16.0)[:, None]
-    tokens, places = pool(features, [Grid(4, 4)], 2)
+    tokens, places = pool(features, [Grid(4, 4)], [2])
     assert places.tolist() == [0, 2, 8, 10]
     assert tokens.flatten().tolist() == [2.5, 4.5, 10.5, 12.5]
 
@@ -35,9 +35,9 @@ def test_pooled_squares_stand_at_the_place_of_their_first_token():
 def test_newlines_stay_behind_pooled_rows():
     grids = [Grid(2, 2), Grid(2, 4, newline=True)]
     features = torch.arange(14.0)[:, None]
-    tokens, places = pool(features, grids, 2)
+    tokens, places = pool(features, grids, [2, 2])
     assert places.tolist() == [0, 4, 6, 8]
     assert tokens[-1].item() == 8.0
-    whole, everywhere = pool(features, grids, 1)
+    whole, everywhere = pool(features, grids, [1, 1])
     assert torch.equal(whole, features)
     assert everywhere.tolist() == list(range(14))

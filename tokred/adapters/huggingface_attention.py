@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tokred.adapters.attention import AttentionReader, Removable, current_call
 from tokred.errors import UnsupportedModelError
+from tokred.ops.proportional import choose_way, proportional_attention
 from tokred.view import Signal
 
 NAME = "tokred"  # in transformers' registry of attention functions
@@ -112,6 +113,12 @@ def attention(
     name = vars(module)[_CONFIG]._attn_implementation
     if attention_mask is not None and attention_mask.ndim == 4 and name not in ("eager", None):
         name = "sdpa"
+        if attention_mask.shape[1:3] == (1, 1) and attention_mask.is_floating_point():  # one bias for every key
+            way = choose_way(query.device, query.dtype, key.shape[2])
+            if way != "mask":
+                bias, scale, dropout = attention_mask[:, 0, 0], kwargs.get("scaling"), kwargs.get("dropout", 0.0)
+                y = proportional_attention(query, key, value, bias, scale, dropout, way)
+                return y.transpose(1, 2).contiguous(), None
     return _implementation(module, name)(module, query, key, value, attention_mask, **kwargs)
 
 

@@ -43,6 +43,13 @@ class MultimodalModel:
         """``model_type`` of the config."""
         return self.inner.config.model_type
 
+    @property
+    def feature_layers(self) -> tuple[int, ...] | None:
+        """Which states of the encoder become features, 0 for its input; ``None``: its output."""
+        config = self.inner.config
+        layers = getattr(config, "vision_feature_layer", getattr(config, "vision_feature_layers", None))
+        return (layers,) if isinstance(layers, int) else tuple(layers) if layers is not None else None
+
     def attention_of(self, layer: int) -> nn.Module:
         """The attention module of one layer of the language model.
 
@@ -73,7 +80,7 @@ def find_multimodal(model: nn.Module) -> MultimodalModel:
         children = dict(module.named_children())
         language = next((children[name] for name in _LANGUAGE if name in children), None)
         layers = getattr(language, "layers", None)
-        if isinstance(layers, nn.ModuleList):
+        if isinstance(layers, nn.ModuleList) and hasattr(module.config, "image_token_id"):
             encoder = next((children[name] for name in _ENCODER if name in children), None)
             outer = next((m for m in model.modules() if any(child is module for child in m.children())), None)
             heads = outer is not None and "logits_to_keep" in inspect.signature(type(outer).forward).parameters
@@ -84,6 +91,11 @@ def find_multimodal(model: nn.Module) -> MultimodalModel:
         "that place image features among the words of a decoder, such as LLaVA, Qwen2-VL and InternVL. For methods "
         "inside an image encoder, such as tokred.ToMe, other models are supported too."
     )
+
+
+def forget(module: nn.Module, name: str) -> None:
+    """Drop an attribute of an instance; a function of modules, so that copies of a patched model drop their own."""
+    vars(module).pop(name, None)
 
 
 def encoder_attention(encoder: nn.Module | None) -> list[nn.Module]:

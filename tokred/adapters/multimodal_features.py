@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, ClassVar
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from tokred.adapters.attention import Call, calling, current_call
 from tokred.adapters.huggingface_attention import HuggingFaceReader, OwnAttention
 from tokred.adapters.huggingface_blocks import FAMILIES
-from tokred.adapters.multimodal import MultimodalModel, encoder_attention
+from tokred.adapters.multimodal import MultimodalModel, encoder_attention, forget
 from tokred.adapters.multimodal_layout import (
     EncodedImage,
     Kind,
@@ -102,7 +103,7 @@ class FeatureReduction:
             encode = partial(self.encode, name)
             encode.__signature__ = inspect.signature(own)  # type: ignore[attr-defined] - generate looks at it
             setattr(self.model.inner, name, encode)
-            undo.append(partial(vars(self.model.inner).pop, name))
+            undo.append(partial(forget, self.model.inner, name))
         return undo
 
     def encode(self, name: str, *args: Any, **kwargs: Any) -> Any:
@@ -113,9 +114,9 @@ class FeatureReduction:
         names = list(inspect.signature(own).parameters)
         arguments = {**dict(zip(names, args, strict=False)), **kwargs}
         packing = Packing(self.model) if hasattr(type(self.model.inner), "pack_image_features") else None
-        with calling(Taps(None, wanted={self.attention[i]: i for i in self.layers})) as taps:
-            with packing.watching() if packing is not None else nullcontext():
-                output = own(*args, **kwargs)
+        taps = Taps(None, wanted={self.attention[i]: i for i in self.layers})
+        with calling(taps), packing.watching() if packing is not None else nullcontext():
+            output = own(*args, **kwargs)
         if getattr(output, "pooler_output", None) is not None:  # a tuple was asked for: nothing can travel on it
             with torch.no_grad():
                 kind = kind_of(self.model.family, name.split("_")[1])
@@ -128,7 +129,8 @@ class FeatureReduction:
         """What becomes of every image."""
         features = output.pooler_output
         hidden = getattr(output, "last_hidden_state", None)
-        units = units_of(self.model, arguments, len(features if hidden is None else hidden))
+        encoded = features if hidden is None or hidden.ndim == 2 else hidden  # of two dimensions: all in one sequence
+        units = units_of(self.model, arguments, len(encoded))
         images = encoded_images(self.model, features, units, packing, kind)
         reading = _Reading(self, taps, units or [], arguments, output, kind)
         return [self._choose(image, reading, number) for number, image in enumerate(images)]
@@ -148,14 +150,13 @@ class FeatureReduction:
         try:
             return ImageChoice(self.method.reduce(view), image.layout)
         except KeyError as missing:
-            raise self._unsupported(str(missing.args[0])) from missing
+            raise self._unsupported(str(missing.args[0]).rstrip(".")) from missing
 
     def _produced_by(self) -> int:
         full = getattr(getattr(self.model.encoder, "config", None), "fullatt_block_indexes", None)
         if full:  # elsewhere the encoder looks into windows only
             return max(full)
-        layer = getattr(self.model.inner.config, "vision_feature_layer", -1)
-        layers = [layer] if isinstance(layer, int) else list(layer)
+        layers = self.model.feature_layers or (-1,)
         return max(n - 1 if n >= 0 else self.depth + n for n in layers)
 
     def _unsupported(self, why: str) -> UnsupportedModelError:
@@ -205,7 +206,7 @@ class _Reading:
             partitions=self._rows(image) if self.batched or shown else slice(None),
             patches=partial(self._hidden, slice(reduction.num_prefix, None)) if shown else None,
             class_feature=partial(self._hidden, 0) if shown and reduction.has_class_token else None,
-            project=projector if shown else None,
+            project=self._project if shown else None,
             produced_by=reduction.produced_by,
             depth=max(reduction.depth, 1),
         )
@@ -227,9 +228,11 @@ class _Reading:
         lengths = [unit.num_patches for unit in self.units]
         unit = self.units[image.units.start]
         one = self.reduction.num_prefix + unit.grid[0] * unit.grid[1]
-        longest = self.reduction.num_prefix + max(unit.grid[0] * unit.grid[1] for unit in self.units)
+        padded = self.arguments.get("pixel_attention_mask") is not None
         rows = [(q[i : i + 1], k[i : i + 1]) for q, k in calls for i in range(len(q))]
-        if len(rows) == sum(self.frames) and all(q.shape[2] in (one, longest) for q, _ in rows[self._rows(image)]):
+        if len(rows) == sum(self.frames) and all(
+            q.shape[2] == one or (padded and q.shape[2] > one) for q, _ in rows[self._rows(image)]
+        ):
             own = rows[self._rows(image)]
             q, k = (torch.cat([row[i][:, :, :one] for row in own]) for i in (0, 1))
         elif len(rows) == 1 and rows[0][0].shape[2] == sum(lengths) and not self.reduction.num_prefix:
@@ -266,13 +269,21 @@ class _Reading:
         scale = HuggingFaceReader().scale(reduction.attention[layer]) or q.shape[-1] ** -0.5
         return EncoderAttention(q, k, float(scale), reduction.num_prefix, reduction.has_class_token, pool)
 
+    @cached_property
+    def _exact_projector(self) -> nn.Module:
+        """The projector in float32: finite differences are lost in half precision."""
+        projector = self.reduction.model.inner.multi_modal_projector
+        half = any(p.dtype in (torch.float16, torch.bfloat16) for p in projector.parameters())
+        return copy.deepcopy(projector).float() if half else projector
+
+    def _project(self, x: Tensor) -> Tensor:
+        return self._exact_projector(x)
+
     def _hidden(self, rows: slice | int) -> Tensor:
         """[P, rows, C] of the features before the projector, for all units."""
-        layer = getattr(self.reduction.model.inner.config, "vision_feature_layer", None)
-        states = getattr(self.output, "hidden_states", None)
-        if layer is None or states is None:
+        layers, states = self.reduction.model.feature_layers, getattr(self.output, "hidden_states", None)
+        if layers is None or states is None:
             return self.output.last_hidden_state[:, rows]
-        layers = [layer] if isinstance(layer, int) else layer
         return torch.cat([states[n][:, rows] for n in layers], dim=-1)
 
 

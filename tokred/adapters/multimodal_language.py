@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from tokred.adapters.base import device_of
 from tokred.adapters.attention import Call, calling, current_call
+from tokred.adapters.base import device_of
 from tokred.adapters.huggingface_attention import HuggingFaceReader, OwnAttention
 from tokred.adapters.multimodal import MultimodalModel
 from tokred.adapters.multimodal_features import choices_on, pixels_of
@@ -178,7 +178,7 @@ class LanguageReduction:
                 self.modules.to(device_of(model.language)).eval()  # in training they soften instead of dropping
             if method.reads_attention:
                 self.taps = {model.attention_of(layer - 1): layer - 1 for layer in self.layers}
-        self.arguments_of_inner = inspect.signature(type(model.inner).forward).parameters
+        self.arguments_of_inner = tuple(inspect.signature(type(model.inner).forward).parameters)
 
     def install(self) -> list[Callable[[], object]]:
         """Replace the forwards and add the hooks; returns what takes them back."""
@@ -190,7 +190,7 @@ class LanguageReduction:
             own = module.forward
             undo.append(partial(_give_back, module, vars(module).get("forward")))
             module.forward = partial(forward, own)
-            setattr(module.forward, "__signature__", inspect.signature(own))  # generate and trainers look at it
+            vars(module.forward)["__signature__"] = inspect.signature(own)  # generate and trainers look at it
         if self.method is not None:
             for index, layer in enumerate(self.model.layers):
                 undo.append(layer.register_forward_pre_hook(partial(self._layer, index), with_kwargs=True).remove)
@@ -210,7 +210,7 @@ class LanguageReduction:
     # ---------------------------------------------------------------- around the inner model
 
     def _inner(self, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        arguments = {**dict(zip(list(self.arguments_of_inner)[1:], args, strict=False)), **kwargs}
+        arguments = {**dict(zip(self.arguments_of_inner[1:], args, strict=False)), **kwargs}
         cache = arguments.get("past_key_values")
         record = getattr(cache, _RECORD, None) if cache is not None and cache.get_seq_length() else None
         images = self._images(arguments)
@@ -256,7 +256,7 @@ class LanguageReduction:
                 )
             if choices is None:
                 rows = outputs[modality].pooler_output
-                choices = [ImageChoice(TokenMap.identity(1, len(row), row.device)) for row in rows]
+                choices = [ImageChoice(TokenMap.identity(1, row[..., 0].numel(), row.device)) for row in rows]
             chosen[modality] = choices
         if outputs:
             arguments["mm_encoder_outputs"] = outputs
@@ -278,14 +278,21 @@ class LanguageReduction:
         assert tokens is not None, "the model refuses calls without a prompt itself"
         batch, length = tokens.shape[:2]
         images: list[list[PlacedImage]] = [[] for _ in range(batch)]
+        if not any(chosen.values()) and ids is not None and bool(self._placeholder("image", ids, None).any()):
+            raise TokredError(
+                "There are placeholders of images in the prompts, but neither pixels nor features of images. If they "
+                "were given to generate, leave prefill_chunk_size out."
+            )
         for modality, choices in chosen.items():
             placeholder = self._placeholder(modality, ids, embeds)
             placed = place_images(placeholder, choices)
             if placed is None:
                 raise TokredError(
-                    f"The prompts have {int(placeholder.sum())} placeholders for {modality} tokens, the features have "
-                    f"{sum(c.num_tokens for c in choices)}. Use the processor that belongs to the model, with the same "
-                    "images in the same order, one image for every placeholder."
+                    f"The prompts have {placeholder.sum(dim=1).tolist()} placeholders for {modality} tokens, the "
+                    f"features {[choice.num_tokens for choice in choices]}. Use the processor that belongs to the "
+                    "model, with the same images in the same order, one image for every placeholder. (Some versions of "
+                    "transformers put images in a wrong order where a prompt with several of them is repeated, as for "
+                    "beam search.)"
                 )
             images = [[*row, *more] for row, more in zip(images, placed, strict=True)]
         valid = padding_of(arguments.get("attention_mask"), batch, length, tokens.device)
@@ -353,7 +360,7 @@ class LanguageReduction:
         """Cut what is indexed by token."""
         given, cut = kwargs.get("position_ids"), passage.cut
         passage.axes = self._axes(given)
-        passage.offset, passage.last = _ends(valid, given if passage.axes == 1 else given[-passage.axes :])
+        passage.offset, passage.last = _ends(valid, given)
         if cut is None:
             return kwargs
         batch, tokens = valid.shape
@@ -448,7 +455,7 @@ class LanguageReduction:
         return args, {**kwargs, "hidden_states": x}
 
     def _decide(self, index: int, passage: Passage, x: Tensor) -> Stage:
-        assert self.method is not None and passage.valid is not None
+        assert self.method is not None
         with torch.no_grad():
             view = self._view(index, passage, x)
         module = view.module
@@ -658,8 +665,8 @@ def _ends(valid: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor]:
     if positions is None:
         return torch.zeros_like(first), valid.sum(dim=1) - 1
     if positions.ndim == 3:
-        rows = positions.amax(dim=0).expand(len(valid), -1)
-        return torch.zeros_like(first), rows.masked_fill(~valid, 0).amax(dim=1)
+        rows = positions[-1].expand(len(valid), -1)
+        return torch.zeros_like(first), rows.gather(1, last)[:, 0]
     rows = positions.expand(len(valid), -1)
     return rows.gather(1, first), rows.gather(1, last)[:, 0]
 

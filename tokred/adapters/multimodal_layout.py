@@ -34,12 +34,12 @@ _KINDS: dict[Kind, tuple[str, ...]] = {
         "glm_ocr", "video_llama_3", "exaone4_5", "hyperclovax_vision_v2",
     ),
 }  # fmt: skip
-KIND_OF = {family: kind for kind, families in _KINDS.items() for family in families}
+KIND_OF: dict[str, Kind] = {family: kind for kind, families in _KINDS.items() for family in families}
 
 
 def kind_of(family: str, modality: str = "image") -> Kind | None:
     """How patches become visual tokens; ``None`` where that is not known."""
-    return KIND_OF.get(f"{family}/{modality}", KIND_OF.get(family))
+    return KIND_OF.get(f"{family}/{modality}") or KIND_OF.get(family)
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +119,7 @@ def encoded_images(
         packing: how tiles were put together, where they were.
         kind: of the connector.
     """
-    rows = list(features)
+    rows = [row.flatten(0, -2) for row in features]  # some have the frames of a video apart
     if packing is not None and packing.used:
         layouts = packing.layouts(model)
         ends = torch.tensor([0, *packing.counts]).cumsum(0).tolist()
@@ -131,7 +131,7 @@ def encoded_images(
     ratio = sum(unit.num_patches for unit in units) / max(total, 1) if units else 0.0
     side = round(ratio**0.5)
     if kind is None or units is None or side * side != ratio:
-        each = total // len(units) if units and total % len(units) == 0 else 0
+        each = total // len(units) if units and len(units) > len(rows) and total % len(units) == 0 else 0
         if each and all(len(row) % each == 0 for row in rows):  # as many tokens for every image of a prompt
             rows = [image for row in rows for image in row.split(each) if len(row)]
         return [EncodedImage(row, None, slice(0)) for row in rows if len(row)]

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tokred.adapters.attention import AttentionReader, Removable, catch_input, catch_output, current_call
+from tokred.ops import proportional_attention
 from tokred.view import Signal
 
 
@@ -77,7 +78,10 @@ class OwnMultihead:
         if call.catching:
             call.caught.update(q=q, k=k, v=v)
         dropout = attn.dropout if attn.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, dropout_p=dropout)
+        if attn_mask is not None and attn_mask.shape[1:3] == (1, 1):  # one bias for every key
+            y = proportional_attention(q, k, v, attn_mask[:, 0, 0], dropout=dropout)
+        else:
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, dropout_p=dropout)
         y = attn.out_proj(y.transpose(1, 2).flatten(2))
         return (y if attn.batch_first else y.transpose(0, 1)), None
 

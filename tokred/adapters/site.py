@@ -185,7 +185,7 @@ class Site:
             if view.valid is not None:
                 token_map = token_map.with_padding_last(view.valid)
         call.caught.clear()  # the memory of the keys is wanted for the MLP
-        return token_map.apply(x, state.sizes), state.after(self.layer, token_map)
+        return state.reduce(self.layer, token_map, x)
 
     def _start(self, x: Tensor, arguments: Mapping[str, Any]) -> tuple[Tensor, TokenState]:
         if self.layer > self.reduction.first:

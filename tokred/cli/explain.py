@@ -15,6 +15,7 @@ from tokred.bench.machine import device_name, require_device, threads
 from tokred.cli.console import errors, output
 from tokred.cli.knobs import build_method
 from tokred.cost import CONVENTIONS
+from tokred.ops.dispatch import describe
 
 
 def explain(
@@ -46,6 +47,8 @@ def explain(
         f"adapter {found.adapter}.{found.tower}: {found.shape.depth} blocks, {found.shape.num_tokens} tokens, "
         f"{found.shape.num_prefix} of them prefix; acts at the site '{built.site}'",
     )
+    dtype = next(network.parameters()).dtype
+    _say(console, escape(f"matching and merging run in: {describe(where, dtype)}"))
     console.print(_layers(found))
     bound = " at most (decides for every image)" if built.adaptive else ""
     _say(

@@ -14,6 +14,7 @@ from tokred.data.fashion_mnist import fashion_mnist
 from tokred.data.image_folder import ImageFolder, Unreadable
 from tokred.data.mosaic import mosaic
 from tokred.data.samples import fashion_mnist_sample
+from tokred.data.shapes import shapes
 from tokred.data.tensors import TensorImages, Transform
 from tokred.data.transforms import transform_for
 from tokred.data.vqa import Question, VQADataset, VQAExample, as_thumbnails, read_vqa
@@ -38,6 +39,7 @@ __all__ = [
     "load_vqa",
     "mosaic",
     "read_vqa",
+    "shapes",
     "transform_for",
     "vqa_names",
 ]
@@ -45,6 +47,7 @@ __all__ = [
 _DATASETS: dict[str, Callable[[str, Transform | None], Dataset[Any]]] = {
     "fashion-mnist": fashion_mnist,
     "fashion-mnist-sample": fashion_mnist_sample,
+    "shapes": shapes,
 }
 _QUESTIONS: dict[str, Callable[[str], VQADataset]] = {
     "easy-vqa": easy_vqa,
@@ -64,8 +67,8 @@ def load_dataset(
     """Return a data set of (picture, label): a known name, or a folder with one subfolder a class.
 
     Args:
-        name_or_path: "fashion-mnist", "fashion-mnist-sample" (ships with tokred), or a folder. Where the folder
-            has a subfolder named ``split``, that one is read.
+        name_or_path: "fashion-mnist", "fashion-mnist-sample" (ships with tokred), "shapes" (drawn when asked for), or
+            a folder. Where the folder has a subfolder named ``split``, that one is read.
         split: "train" or "test" for the named ones.
         transform: applied to every picture; :func:`transform_for` makes a model's own.
 

@@ -98,22 +98,8 @@ def bipartite_soft_matching(metric: Tensor, stay: int, num_prefix: int, valid: T
         num_prefix: tokens in front that take no part.
         valid: [B, N] bool, false for padding, which takes no part.
     """
-    batch, tokens, _ = metric.shape
-    position = torch.arange(tokens, device=metric.device)
-    first_even = num_prefix + num_prefix % 2
-    first_odd = num_prefix + 1 - num_prefix % 2
-    even, odd = position[first_even::2], position[first_odd::2]
-    allowed = ops.both_real(valid, even.expand(batch, -1), odd.expand(batch, -1))
-    score, partner = ops.best_match(metric[:, first_even::2], metric[:, first_odd::2], allowed)
-    order = ops.rank_descending(score)
-    removed = tokens - stay
-    merged, unmerged = order[:, :removed], order[:, removed:]
-    if num_prefix:
-        unmerged = unmerged.sort(dim=1).values
-    prefix = position[:num_prefix].expand(batch, -1)
-    kept = torch.cat([prefix, even[unmerged], odd.expand(batch, -1)], dim=1)
-    into = partner.gather(1, merged) + num_prefix + unmerged.shape[1]
-    return TokenMap(kept, even[merged], into, tokens)
+    tokens = metric.shape[1]
+    return TokenMap(*ops.bipartite_match(metric, tokens - stay, num_prefix, valid), tokens)
 
 
 def kth_matching(metric: Tensor, k: int) -> TokenMap:

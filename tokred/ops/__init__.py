@@ -2,8 +2,10 @@
 
 from tokred.ops.attention import attention_matrix, attention_means, attention_received, attention_row
 from tokred.ops.diverse import farthest, nearest_distance
-from tokred.ops.energy import energy, gaussian_energy
-from tokred.ops.match import best_match, both_real, cosine, unit
+from tokred.ops.energy import density, energy, gaussian_energy
+from tokred.ops.match import best_match, bipartite_match, both_real, cosine, unit
+from tokred.ops.merge import merge, merge_sizes, merge_tokens, take
+from tokred.ops.proportional import key_biased_attention, proportional_attention
 from tokred.ops.rank import first_votes, page_rank, rank_descending
 
 __all__ = [
@@ -12,14 +14,22 @@ __all__ = [
     "attention_received",
     "attention_row",
     "best_match",
+    "bipartite_match",
     "both_real",
     "cosine",
+    "density",
     "energy",
     "farthest",
     "first_votes",
     "gaussian_energy",
+    "key_biased_attention",
+    "merge",
+    "merge_sizes",
+    "merge_tokens",
     "nearest_distance",
     "page_rank",
+    "proportional_attention",
     "rank_descending",
+    "take",
     "unit",
 ]

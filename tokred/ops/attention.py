@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from tokred.ops.dispatch import dispatched
+
 
 def attention_matrix(q: Tensor, k: Tensor, scale: float, bias: Tensor | None = None) -> Tensor:
     """``softmax(q k^T scale + bias)`` in float32.
@@ -24,6 +26,7 @@ def attention_matrix(q: Tensor, k: Tensor, scale: float, bias: Tensor | None = N
     return logits.softmax(dim=-1)
 
 
+@dispatched
 def attention_row(q: Tensor, k: Tensor, scale: float, index: int = 0, bias: Tensor | None = None) -> Tensor:
     """The attention that query ``index`` pays to every key: [B, H, N] float32, at the cost of one row."""
     if bias is not None and bias.shape[-2] != 1:
@@ -32,6 +35,7 @@ def attention_row(q: Tensor, k: Tensor, scale: float, index: int = 0, bias: Tens
     return attention_matrix(query, k, scale, bias).squeeze(2)
 
 
+@dispatched
 def attention_received(q: Tensor, k: Tensor, scale: float, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``A^T w`` for the attention matrix A, a chunk of queries at a time, so that A never exists as a whole.
 
@@ -56,11 +60,14 @@ def attention_received(q: Tensor, k: Tensor, scale: float, weight: Tensor, bias:
 
 
 def attention_means(q: Tensor, k: Tensor, scale: float, start: int = 0) -> tuple[Tensor, Tensor]:
-    """Column and row means of the attention among the tokens from ``start`` on, a chunk of queries at a time.
+    """Column and row means of the attention among the tokens from ``start`` on.
+
+    Heads and queries are taken a chunk at a time, in one buffer that stays in the cache; so A never exists as a whole.
+    A row of A sums to one, so what a token gives the others is what it does not give the first ``start``.
 
     Args:
         q: [B, H, N, D].
-        k: [B, G, N, D].
+        k: [B, G, N, D]; G divides H.
         scale: factor on the products.
         start: first token that counts as query and as key; the softmax is over all keys.
 
@@ -68,11 +75,25 @@ def attention_means(q: Tensor, k: Tensor, scale: float, start: int = 0) -> tuple
         [B, H, N - start] float32 each: attention received on average over the queries, and given on average over the
         keys.
     """
-    chunk, count = 256, q.shape[2] - start
-    received = torch.zeros(*q.shape[:2], count, device=q.device)
-    given = []
-    for first in range(start, q.shape[2], chunk):
-        rows = attention_matrix(q[:, :, first : first + chunk], k, scale)[..., start:]
-        received = received + rows.sum(dim=2)
-        given.append(rows.sum(dim=-1))
-    return received / count, torch.cat(given, dim=-1) / count
+    batch, heads, tokens, width = q.shape
+    count = tokens - start
+    queries = q[:, :, start:].float().reshape(batch * heads, count, width) * scale
+    keys = k.float().repeat_interleave(heads // k.shape[1], dim=1).reshape(batch * heads, tokens, width)
+    room = _CHUNK[q.device.type] if q.device.type in _CHUNK else _CHUNK["cpu"]
+    rows = max(1, min(count, room // tokens))
+    some = max(1, room // (rows * tokens))
+    received = torch.zeros(batch * heads, 1, tokens, device=q.device)
+    first = torch.zeros(batch * heads, count, device=q.device)  # attention to the first ``start`` tokens
+    for head in range(0, batch * heads, some):
+        part = slice(head, head + some)
+        for query in range(0, count, rows):
+            block = queries[part, query : query + rows] @ keys[part].transpose(1, 2)
+            block = torch.softmax(block, dim=-1)
+            received[part] += block.new_ones(block.shape[0], 1, block.shape[1]) @ block
+            first[part, query : query + rows] = block[..., :start].sum(dim=-1)
+    shape = batch, heads, count
+    return received[:, 0, start:].reshape(shape) / count, (1 - first).reshape(shape) / count
+
+
+_CHUNK = {"cpu": 2**18, "cuda": 2**26}
+"""Attention weights that are computed at once: on a CPU as many as its cache holds."""

@@ -3,9 +3,11 @@
 import torch
 from torch import Tensor
 
+from tokred.ops.dispatch import dispatched
 from tokred.ops.match import unit
 
 
+@dispatched
 def farthest(
     tokens: Tensor, count: int, first: Tensor, weight: Tensor | None = None, allowed: Tensor | None = None
 ) -> Tensor:
@@ -47,6 +49,7 @@ def farthest(
     return chosen.masked_fill(beyond, -1)
 
 
+@dispatched
 def nearest_distance(tokens: Tensor, allowed: Tensor | None = None) -> Tensor:
     """``1 - cos`` of every token to the one nearest to it, a chunk of tokens at a time.
 

@@ -4,6 +4,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tokred.ops.dispatch import dispatched
+from tokred.ops.rank import rank_descending
+
+# cosines of one image beyond which they are computed a chunk of rows at a time; see "Kernels" in docs/design.md
+_WHOLE = 512 * 512
+_CHUNK = 256
+
 
 def unit(x: Tensor) -> Tensor:
     """Return ``x`` [..., D] scaled to length one, in at least float32; a zero vector stays zero."""
@@ -28,8 +35,11 @@ def both_real(valid: Tensor | None, a: Tensor, b: Tensor) -> Tensor | None:
     return valid.gather(1, a).unsqueeze(2) & valid.gather(1, b).unsqueeze(1)
 
 
+@dispatched
 def best_match(a: Tensor, b: Tensor, allowed: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Find the most similar row of ``b`` for every row of ``a``.
+
+    Many rows are compared a chunk at a time, so that memory grows with N, not with M N.
 
     Args:
         a: [B, M, D].
@@ -40,8 +50,55 @@ def best_match(a: Tensor, b: Tensor, allowed: Tensor | None = None) -> tuple[Ten
         The best cosine [B, M] (minus infinity where nothing is allowed) and its index into ``b`` [B, M]; the lowest
         index on ties.
     """
-    score = cosine(a, b)
-    if allowed is not None:
-        score = score.masked_fill(~allowed, -torch.inf)
-    best, index = score.max(dim=-1)
-    return best, index
+    if a.shape[1] * b.shape[1] < _WHOLE:
+        score = cosine(a, b)
+        if allowed is not None:
+            score = score.masked_fill(~allowed, -torch.inf)
+        best, index = score.max(dim=-1)
+        return best, index
+    return _best_in_chunks(unit(a), unit(b).transpose(1, 2), allowed, _CHUNK)
+
+
+def _best_in_chunks(a: Tensor, b: Tensor, allowed: Tensor | None, chunk: int) -> tuple[Tensor, Tensor]:
+    """:func:`best_match` of unit vectors ``a`` [B, M, D] and ``b`` [B, D, N]."""
+    parts = []
+    for start in range(0, a.shape[1], chunk):
+        score = a[:, start : start + chunk] @ b
+        if allowed is not None:
+            score.masked_fill_(~allowed[:, start : start + chunk], -torch.inf)
+        parts.append(score.max(dim=-1))
+    best, index = zip(*parts, strict=True)
+    return torch.cat(best, dim=1), torch.cat(index, dim=1)
+
+
+@dispatched
+def bipartite_match(
+    metric: Tensor, removed: int, num_prefix: int, valid: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Pair tokens at even positions with their best partners at odd ones, and choose the ``removed`` best pairs.
+
+    Args:
+        metric: [B, N, D] features whose cosine is the similarity.
+        removed: pairs, at most half of the tokens behind the prefix.
+        num_prefix: tokens in front that take no part.
+        valid: [B, N] bool, false for padding, which takes no part.
+
+    Returns:
+        ``kept`` [B, N - removed]: the prefix tokens, the unpaired even ones (in their order if there is a prefix, else
+        by falling similarity), all odd ones; ``moved`` [B, removed]: the paired even ones by falling similarity;
+        ``into`` [B, removed]: the places of their partners in ``kept``. The lowest index on ties.
+    """
+    batch, tokens, _ = metric.shape
+    position = torch.arange(tokens, device=metric.device)
+    first_even = num_prefix + num_prefix % 2
+    first_odd = num_prefix + 1 - num_prefix % 2
+    even, odd = position[first_even::2], position[first_odd::2]
+    allowed = both_real(valid, even.expand(batch, -1), odd.expand(batch, -1))
+    score, partner = best_match(metric[:, first_even::2], metric[:, first_odd::2], allowed)
+    order = rank_descending(score)
+    merged, unmerged = order[:, :removed], order[:, removed:]
+    if num_prefix:
+        unmerged = unmerged.sort(dim=1).values
+    prefix = position[:num_prefix].expand(batch, -1)
+    kept = torch.cat([prefix, even[unmerged], odd.expand(batch, -1)], dim=1)
+    return kept, even[merged], partner.gather(1, merged) + num_prefix + unmerged.shape[1]

@@ -8,6 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tokred.assets import ModelConfig, say_what_is_wrong
 from tokred.errors import ConfigError
+from tokred.tokenizers.flextok.config import FlexTokConfig, Trunk
+from tokred.tokenizers.flextok.times import TimeLaw
+from tokred.tokenizers.karl import KARLConfig
 
 
 class _Spec(BaseModel):
@@ -80,15 +83,68 @@ class VQA(_Spec):
     model: MultimodalModel
 
 
+class PictureSpec(_Spec):
+    """Which pictures, and how they are varied."""
+
+    data: str
+    holdout: int = Field(default=256, ge=0, description="training pictures set aside to watch progress")
+    flip: bool = False
+    shift: int = Field(default=0, ge=0, description="pixels that pictures are moved by, at most; dark ones come in")
+    workers: int = Field(default=4, ge=0, description="processes that read pictures of a folder")
+
+
+class FlexTokTraining(PictureSpec):
+    """Train a tokenizer of ordered tokens with a rectified flow."""
+
+    kind: Literal["flextok"]
+    time_law: TimeLaw = "noisy"
+    time_scale: float = Field(default=0.25, description="of the time law 'mode'")
+    earliest: float = Field(
+        default=0.2, gt=0, le=1, description="image prediction: losses are divided by times above it"
+    )
+    full_length: bool = Field(default=False, description="never drop tokens: the control without an order")
+    compile: bool = False
+    autoencoder_from: str | None = Field(
+        default=None, description="folder of diffusers' AutoencoderKL with its weights"
+    )
+    model: FlexTokConfig
+
+
+class KARLTraining(PictureSpec):
+    """Train a tokenizer that says how many tokens a picture needs."""
+
+    kind: Literal["karl"]
+    budget_step: int = Field(default=4, gt=0, description="the first pass has a multiple of it as its budget")
+    halting_weight: float = Field(default=0.1, ge=0)
+    model: KARLConfig
+
+
+class PriorTraining(PictureSpec):
+    """Train a prior over the codes of a tokenizer."""
+
+    kind: Literal["prior"]
+    tokenizer: str = Field(description="name or folder of the tokenizer")
+    width: int = Field(gt=0)
+    depth: int = Field(gt=0)
+    head_width: int = Field(default=64, gt=0)
+    class_dropout: float = Field(default=0.1, ge=0, lt=1)
+
+
+TaskSpec = Classification | VQA | FlexTokTraining | KARLTraining | PriorTraining
+
+
 class TrainSpec(_Spec):
     """A whole recipe: a name, what is learned, and how."""
 
     name: str
-    task: Annotated[Classification | VQA, Field(discriminator="kind")]
+    task: Annotated[TaskSpec, Field(discriminator="kind")]
     loop: LoopSpec
 
 
-_SPECS = (TrainSpec, LoopSpec, Stage, Classification, VQA, ModelConfig, MultimodalModel)
+_SPECS = (
+    TrainSpec, LoopSpec, Stage, Classification, VQA, ModelConfig, MultimodalModel, FlexTokTraining, FlexTokConfig,
+    Trunk, KARLTraining, KARLConfig, PriorTraining,
+)  # fmt: skip
 
 
 def load_spec(path: str | Path) -> TrainSpec:

@@ -17,15 +17,24 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tokred.errors import ConfigError, DataError, NonFiniteError
+from tokred.train import parallel
 from tokred.train.config import LoopSpec
+from tokred.train.records import Records, write_grid
 
 log = logging.getLogger(__name__)
 
 
 class Task(Protocol):
-    """What is learned: a model, its batches, a loss, and a number that says how well it goes."""
+    """What is learned: a model, its batches, a loss, and a number that says how well it goes.
 
-    model: nn.Module
+    A task may also have ``draw(model)``, which returns a grid of pictures [R, P, C, H, W] in [-1, 1]; it is written to
+    ``samples/`` at every evaluation.
+    """
+
+    @property
+    def model(self) -> nn.Module:
+        """What is trained."""
+        ...
 
     @property
     def examples(self) -> int:
@@ -78,7 +87,8 @@ def train_model(
 
     AdamW with a linear warm-up and a cosine over the stages. A checkpoint is written to ``folder`` every
     ``spec.checkpoint_every`` seconds, at every evaluation (before each restart and at the end, too), and when the run
-    is interrupted.
+    is interrupted; what was measured goes to ``metrics.parquet``. Of the processes that torchrun started, each takes
+    its part of every batch, gradients are averaged, and the first one writes.
 
     Args:
         resume: go on from the checkpoint in ``folder``; without one, start anew.
@@ -97,6 +107,7 @@ def train_model(
     state = _State(task.model, spec)
     if resume:
         state.load(folder)
+    records = Records(folder, state.step)
     evaluations = int(ends[-1] / per_epoch / spec.evaluate_every)
     evaluate_at = {ends[-1], *(round(k * spec.evaluate_every * per_epoch) for k in range(1, evaluations + 1))}
     evaluate_at.update(end for end, after in zip(ends, spec.stages[1:], strict=False) if after.restart)
@@ -124,6 +135,11 @@ def train_model(
                 if state.step in evaluate_at:
                     state.metrics = task.evaluate(state.average)
                     log.info("step %d of %d: %s", state.step, ends[-1], state.metrics)
+                    draw = getattr(task, "draw", None)
+                    if parallel.is_first():
+                        records.add(state.step, epoch, loss, rate, state.metrics)
+                        if draw is not None:
+                            write_grid(draw(state.average), folder / "samples" / f"{state.step:07d}.png")
                 if state.step in evaluate_at or time.monotonic() - saved_at > spec.checkpoint_every:
                     state.save(folder)
                     saved_at = time.monotonic()
@@ -184,13 +200,14 @@ class _State:
             group["lr"] = rate
         device = next(self.model.parameters()).device.type
         # Chance inside the model (dropped patches) depends on the step alone, so that a resumed run is the same run.
-        torch.manual_seed(self.spec.seed * 100_003 + self.step)
+        torch.manual_seed(self.spec.seed * 100_003 + self.step + 1_000_000_007 * parallel.rank())
         with torch.autocast(device, torch.bfloat16, enabled=self.spec.bf16):
             loss = task.loss(batch)
         if not torch.isfinite(loss):
             raise NonFiniteError(f"The loss became {loss.item()} at step {self.step}. Try a lower learning rate.")
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        parallel.average_gradients(self.model)
         if self.spec.clip_grad is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.spec.clip_grad)
         self.optimizer.step()
@@ -209,6 +226,8 @@ class _State:
 
     def save(self, folder: Path) -> None:
         """Write the checkpoint; ``state.json`` comes last and names the files: a cut-off write leaves the old one."""
+        if not parallel.is_first():
+            return
         old = {path for path in folder.glob("*-[0-9]*.*") if path.suffix in (".safetensors", ".pt")}
         files = {"model": f"model-{self.step}.safetensors", "average": f"average-{self.step}.safetensors",
                  "optimizer": f"optimizer-{self.step}.pt"}  # fmt: skip

@@ -19,6 +19,7 @@ from tokred.train.config import VQA
 from tokred.train.vqa_focus import focused_features
 from tokred.train.vqa_model import IMAGE, build_multimodal, build_processor, save_multimodal, take_weights
 from tokred.train.vqa_packing import IGNORE, Grid, Packed, attention_bias, pack, pool
+from tokred.train.vqa_places import WORDS, name_places, thumbnail_factor
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,9 @@ class VQATask:
     Stage settings:
 
     - ``patch_pool``: in training, every square of so many by so many patch tokens becomes its mean before the language
-      model, at the place of its first one; evaluation sees all tokens.
+      model, at the place of its first one; a thumbnail is pooled half as far. Evaluation sees all tokens.
+    - ``locate``: behind so many blocks of the language model, visual tokens must also name the row and the column of
+      tiles they are in, by the table of word embeddings; for LLaVA-NeXT.
     - ``focus``: the tower and the projector alone, for LLaVA without tiles. The tower sees only so many by so many
       patches around what differs from the background; the mean of their tokens must name the words of the answers by
       the table of word embeddings. It teaches the tower shapes at a tenth of the cost.
@@ -71,7 +74,7 @@ class VQATask:
         self._texts = Counter(question.text for question in self.data.questions)
         self._pairs = Counter((question.text, question.answer) for question in self.data.questions)
         self._answers = Counter(text for text, _ in self._pairs)
-        self.factor, self.focus, self.questions = 1, 0, spec.questions
+        self.factor, self.locate, self.focus, self.questions = 1, 0, 0, spec.questions
 
     @property
     def examples(self) -> int:
@@ -80,7 +83,7 @@ class VQATask:
 
     def begin_stage(self, settings: dict[str, Any]) -> None:
         """Set what the stage changes; what it does not name goes back to the recipe."""
-        known = ("patch_pool", "focus", "questions")
+        known = ("patch_pool", "locate", "focus", "questions")
         for name in settings:
             if name not in known:
                 raise ConfigError(f"vqa has no stage setting {name!r}. It has: {', '.join(known)}.")
@@ -92,6 +95,12 @@ class VQATask:
         if not 0 <= self.focus <= side or (self.focus and self.spec.model.architecture != "llava"):
             raise ConfigError(
                 f"focus: {self.focus} must be at most {side} patches, and the model a llava without tiles."
+            )
+        self.locate = int(settings.get("locate", 0))
+        depth = self.spec.model.text["num_hidden_layers"]
+        if not 0 <= self.locate < depth or (self.locate and self.spec.model.architecture != "llava_next"):
+            raise ConfigError(
+                f"locate: {self.locate} must be less than the {depth} blocks, and the model a llava_next."
             )
         self.questions = int(settings.get("questions", self.spec.questions))
 
@@ -120,10 +129,12 @@ class VQATask:
             table: Tensor = self.model.get_input_embeddings().weight  # pyright: ignore[reportCallIssue,reportAttributeAccessIssue]
             share = batch.named / batch.named.sum(1, keepdim=True).clamp(min=1)
             return cross_entropy(linear(token, table).float(), share)
-        logits, target = self._answer(self.model, batch, self._see(self.model, batch, self.factor))
+        pictures = self._see(self.model, batch, self.factor)
+        logits, target, placing = self._answer(self.model, batch, pictures)
         rows, places = (batch.packed.target != IGNORE).nonzero(as_tuple=True)
         weight = batch.weight[rows, batch.packed.segment[rows, places] - 1]
-        return (weight * cross_entropy(logits.float(), target, reduction="none")).sum() / weight.sum()
+        answering = (weight * cross_entropy(logits.float(), target, reduction="none")).sum() / weight.sum()
+        return answering + 0.5 * placing
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Return how many questions about the held-out pictures are answered word for word.
@@ -135,7 +146,7 @@ class VQATask:
             for start in range(0, len(self.held), 16):
                 pictures = self.held[start : start + 16]
                 batch = self._batch([self._image(i) for i in pictures], [self.data.about(i) for i in pictures])
-                logits, target = self._answer(model, batch, self._see(model, batch, 1))
+                logits, target, _ = self._answer(model, batch, self._see(model, batch, 1))
                 wrong = logits.argmax(-1) != target
                 rows, places = (batch.packed.target != IGNORE).nonzero(as_tuple=True)
                 number = rows * 1000 + batch.packed.segment[rows, places]  # one for every question
@@ -252,10 +263,11 @@ class VQATask:
     def _see(self, model: Any, batch: Batch, factor: int) -> list[tuple[Tensor, Tensor]]:
         """Return the tokens of each picture [N, D], with their places among all tokens of it [N]."""
         features = model.get_image_features(**batch.pixels, return_dict=True).pooler_output
-        return [pool(own, grids, factor) for own, grids in zip(features, batch.grids, strict=True)]
+        factors = [factor] if self.spec.model.architecture == "llava" else [thumbnail_factor(factor), factor]
+        return [pool(own, grids, factors) for own, grids in zip(features, batch.grids, strict=True)]
 
-    def _answer(self, model: Any, batch: Batch, pictures: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        """Return the logits [A, V] where words of answers are due, and the words [A]."""
+    def _answer(self, model: Any, batch: Batch, pictures: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the logits [A, V] where words of answers are due, the words [A], and the loss of naming places."""
         embed = model.get_input_embeddings()
         front = len(self._prefix) - 1  # tokens before the image
         packed, B = batch.packed, len(pictures)
@@ -267,14 +279,31 @@ class VQATask:
         full = torch.tensor([sum(grid.tokens for grid in grids) for grids in batch.grids]) + front
         embedded = torch.cat([start.to(image.dtype), image, embed(packed.ids).to(image.dtype)], 1)
         positions = torch.cat([torch.arange(front).expand(B, -1), places, full[:, None] + packed.offset], 1)
-        hidden = model.language_model(
+        found = model.language_model(
             inputs_embeds=embedded,
             attention_mask=attention_bias(real, packed.segment).to(image.dtype),
             position_ids=positions,
             use_cache=False,
-        ).last_hidden_state[:, front + longest :]
+            output_hidden_states=self.locate > 0,
+        )
+        hidden = found.last_hidden_state[:, front + longest :]
         due = packed.target != IGNORE
-        return linear(hidden[due], embed.weight), packed.target[due]
+        placing = hidden.new_zeros(())
+        if self.locate and model.training:
+            middle = [row[front : front + len(own)] for row, (_, own) in
+                      zip(found.hidden_states[self.locate], pictures, strict=True)]  # fmt: skip
+            names = [
+                name_places(own, grids, self.factor) for (_, own), grids in zip(pictures, batch.grids, strict=True)
+            ]
+            placing = self._placing(model, torch.cat(middle), torch.cat(names))
+        return linear(hidden[due], embed.weight), packed.target[due], placing
+
+    def _placing(self, model: Any, hidden: Tensor, names: Tensor) -> Tensor:
+        """Return the cross-entropy of visual tokens [N, D] that must name their places [N, 6]."""
+        words = self.processor.tokenizer.convert_tokens_to_ids(list(WORDS))
+        named = names.sum(-1) > 0
+        logits = linear(model.language_model.norm(hidden[named]), model.get_input_embeddings().weight[words])
+        return cross_entropy(logits.float(), names[named])
 
 
 def _split_prompt(processor: Any) -> list[int]:

@@ -76,22 +76,23 @@ def attention_bias(prefix: Tensor, segment: Tensor) -> Tensor:
     return torch.zeros(B, 1, N, N).masked_fill_(~seen[:, None], torch.finfo(torch.bfloat16).min)
 
 
-def pool(features: Tensor, grids: Sequence[Grid], factor: int) -> tuple[Tensor, Tensor]:
-    """Put the mean of every square of ``factor`` x ``factor`` patch tokens in the place of its first one.
+def pool(features: Tensor, grids: Sequence[Grid], factors: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Put the mean of every square of so many by so many patch tokens in the place of its first one.
 
     Args:
         features: the tokens of one picture [N, D].
         grids: the blocks that they consist of.
+        factors: side of the squares in each block.
 
     Returns:
-        The fewer tokens [M, D], and the places [M] they had among the N; of newlines, every ``factor``-th stays.
+        The fewer tokens [M, D], and the places [M] they had among the N; of newlines, one a row of squares stays.
     """
-    if factor == 1:
+    if all(factor == 1 for factor in factors):
         return features, torch.arange(len(features))
     D = features.shape[-1]
     tokens, places, start = [], [], 0
-    for grid in grids:
-        H, W, f = grid.height, grid.width, factor
+    for grid, f in zip(grids, factors, strict=True):
+        H, W = grid.height, grid.width
         block = features[start : start + grid.tokens].view(H, W + grid.newline, D)
         place = torch.arange(start, start + grid.tokens).view(H, W + grid.newline)
         means = block[:, :W].reshape(H // f, f, W // f, f, D).mean((1, 3))  # [H / f, W / f, D]

@@ -1,0 +1,107 @@
+"""How near a tokenizer's pictures are to the originals, for any number of tokens."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokred.errors import TokredError
+from tokred.tokenizers.flextok.model import FlexTok
+
+
+def lengths(tokens: int) -> tuple[int, ...]:
+    """Return 1, 2, 4, ... and ``tokens``.
+
+    >>> lengths(12)
+    (1, 2, 4, 8, 12)
+    """
+    return tuple(sorted({2**j for j in range(tokens.bit_length()) if 2**j <= tokens} | {tokens}))
+
+
+def psnr(images: Tensor, others: Tensor) -> Tensor:
+    """Return the peak signal-to-noise ratio [B] in dB between pictures in [-1, 1].
+
+    >>> psnr(torch.zeros(1, 1, 2, 2), torch.full((1, 1, 2, 2), 0.2)).item()
+    20.0
+    """
+    error = (images.float() - others.float()).square().flatten(1).mean(1) / 4
+    return -10 * torch.log10(error.clamp(min=1e-10))
+
+
+def ssim(images: Tensor, others: Tensor) -> Tensor:
+    """Return the structural similarity [B] between pictures in [-1, 1], by torchmetrics."""
+    measure = need_torchmetrics().functional.image.structural_similarity_index_measure
+    clipped = (images.float().clamp(-1, 1), others.float().clamp(-1, 1))
+    return measure(*clipped, data_range=2.0, reduction="none")
+
+
+@torch.no_grad()
+def curve(model: FlexTok, images: Tensor, counts: Sequence[int], batch_size: int = 125) -> dict[int, float]:
+    """Return the mean PSNR of the one-step estimate from the first k tokens, for every k of ``counts``.
+
+    Every picture has the same noise at every k, drawn from seed 0.
+
+    Args:
+        model: a FlexTok.
+        images: [N, C, H, W], bytes or floats in [-1, 1].
+        counts: numbers of tokens.
+        batch_size: pictures at a time.
+    """
+    chance = torch.Generator().manual_seed(0)
+    total = dict.fromkeys(counts, 0.0)
+    for part in images.split(batch_size):
+        clean, codes = model.prepare(part), model.encode(part)
+        noise = model.draw_noise(len(part), chance)
+        for k in counts:
+            total[k] += float(psnr(model.estimate(codes[:, :k], noise=noise), clean).sum())
+    return {k: value / max(1, len(images)) for k, value in total.items()}
+
+
+def mean_image_psnr(known: Tensor, images: Tensor) -> float:
+    """Return the mean PSNR of guessing the mean of ``known`` bytes [N, C, H, W] for every one of ``images``."""
+    known, images = (x.float() / 127.5 - 1 for x in (known, images))
+    return float(psnr(images, known.mean(0, keepdim=True).expand_as(images)).mean())
+
+
+def frechet_distance(features: Tensor, others: Tensor) -> float:
+    """Return the Frechet distance between Gaussians fitted to two sets of features [N, D], [M, D]."""
+    first, second = features.double(), others.double()
+    distance = (first.mean(0) - second.mean(0)).square().sum()
+    a, b = torch.cov(first.T), torch.cov(second.T)
+    # the trace of the root of a b is the sum of the roots of its eigenvalues, which are real and not negative
+    roots = torch.linalg.eigvals(a @ b).real.clamp(min=0).sqrt().sum()
+    return float(distance + a.trace() + b.trace() - 2 * roots)
+
+
+@torch.no_grad()
+def fmnist_features(images: Tensor, model: Any, batch_size: int = 250) -> Tensor:
+    """Return what ``vit-fmnist`` makes of pictures [N, 1, 32, 32] in [-1, 1] before its head, [N, D]."""
+    config = model.pretrained_cfg
+    border = (images.shape[-1] - config["input_size"][-1]) // 2
+    inner = images[..., border : images.shape[-2] - border, border : images.shape[-1] - border]
+    inner = ((inner.float().clamp(-1, 1) + 1) / 2 - config["mean"][0]) / config["std"][0]
+    parts = inner.split(batch_size)
+    return torch.cat([model.forward_head(model.forward_features(part), pre_logits=True) for part in parts])
+
+
+def need_torchmetrics() -> Any:
+    """Return torchmetrics.
+
+    Raises:
+        TokredError: it is not installed.
+    """
+    try:
+        import torchmetrics
+        import torchmetrics.functional.image
+    except ImportError as error:
+        raise TokredError(
+            f"SSIM needs torchmetrics, which is not installed ({error}). Type: pip install 'tokred[eval]'"
+        ) from error
+    return torchmetrics
+
+
+def bits(model: Any, tokens: int) -> float:
+    """Return how many bits so many tokens are."""
+    return tokens * math.log2(model.vocabulary)

@@ -1,0 +1,1 @@
+"""FlexTok, one idea a file."""
