@@ -14,9 +14,9 @@ class VisualLayout:
     """The visual tokens of one image in the order in which the language model reads them.
 
     An image is seen as P partitions of h x w patches each: the image alone; or the whole image squeezed into
-    partition 0 and then tiles of its enlarged, letterboxed copy, row by row (AnyRes); or the frames of a video. A patch is
-    what one visual token shows, so behind a connector that pools four patches of the tower into one token, these four are
-    one patch here.
+    partition 0 and then tiles of its enlarged, letterboxed copy, row by row (AnyRes); or the frames of a video. A patch
+    is what one visual token shows, so behind a connector that pools four patches of the tower into one token, these
+    four are one patch here.
 
     Attributes:
         partition: [n] int64, the partition of every token; -1 for a newline token.

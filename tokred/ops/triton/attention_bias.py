@@ -45,7 +45,7 @@ def _attention_kernel(
         bias = tl.load(bias_ptr + columns * bias_col, mask=columns < tokens, other=float("-inf")).to(tl.float32)
         logits = multiply(q, k, UPCAST) * scale + bias[None, :]
         higher = tl.maximum(top, tl.max(logits, axis=1))
-        base = tl.where(higher == float("-inf"), 0.0, higher)
+        base = tl.maximum(higher, -3.0e38)  # minus infinity less itself is no number
         share_of = tl.exp(logits - base[:, None])
         fading = tl.exp(top - base)
         total = total * fading + tl.sum(share_of, axis=1)

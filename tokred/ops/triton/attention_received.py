@@ -59,7 +59,7 @@ def _lse_kernel(
             q, k, bias_ptr, rows, columns, queries, tokens, scale, bias_row, bias_col, BIAS, UPCAST
         )  # fmt: skip
         higher = tl.maximum(top, tl.max(logits, axis=1))
-        base = tl.where(higher == float("-inf"), 0.0, higher)
+        base = tl.maximum(higher, -3.0e38)  # minus infinity less itself is no number
         total = total * tl.exp(top - base) + tl.sum(tl.exp(logits - base[:, None]), axis=1)
         top = higher
     tl.store(lse_ptr + both.to(tl.int64) * queries + rows, top + tl.log(total), mask=rows < queries)

@@ -59,7 +59,7 @@ def _row_kernel(
             q, k_ptr, bias_ptr, columns, tokens, width, scale, k_row, k_col, bias_col, BIAS, BLOCK_D
         )  # fmt: skip
         higher = tl.maximum(top, logits)
-        base = tl.where(higher == float("-inf"), 0.0, higher)
+        base = tl.maximum(higher, -3.0e38)  # minus infinity less itself is no number
         total = total * tl.exp(top - base) + tl.exp(logits - base)
         top = higher
     highest = tl.max(top, axis=0)
