@@ -93,8 +93,8 @@ def need_torchmetrics() -> Any:
         TokredError: it is not installed.
     """
     try:
-        import torchmetrics
-        import torchmetrics.functional.image
+        import torchmetrics  # pyright: ignore[reportMissingImports]
+        import torchmetrics.functional.image  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise TokredError(
             f"SSIM needs torchmetrics, which is not installed ({error}). Type: pip install 'tokred[eval]'"

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from lmms_eval.api.model import lmms
-from lmms_eval.models.registry_v2 import ModelManifest
+from lmms_eval.api.model import lmms  # pyright: ignore[reportMissingImports]
+from lmms_eval.models.registry_v2 import ModelManifest  # pyright: ignore[reportMissingImports]
 from PIL import Image
 
 from tokred.errors import ConfigError
