@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 
 import tokred
+from tests.adapters import zoo_multimodal
 from tokred.adapters import registry
 from tokred.assets import load_model
 
@@ -21,6 +22,17 @@ def test_the_accuracy_of_the_embedded_models_is_the_measured_one():
     for name, top1 in quoted:
         record = json.loads((ROOT / "models" / name / "accuracy.json").read_text())
         assert f"{100 * record['test_correct'] / record['test_total']:.2f}" == top1
+
+
+def test_the_exact_match_of_the_multimodal_model_is_the_measured_one():
+    record = json.loads((ROOT / "models" / "llava-shapes" / "accuracy.json").read_text())
+    percent = 100 * record["test_correct"] / record["test_total"]
+    text = f"`llava-shapes` answers {percent:.2f} % of its {record['test_total']:,} test questions"
+    assert text in " ".join(README.split())
+
+
+def test_the_number_of_tested_multimodal_models_is_right():
+    assert f"{len(zoo_multimodal.NAMES)} of them are tested" in " ".join(README.split())
 
 
 def test_the_coverage_is_the_recorded_one():
@@ -73,6 +85,22 @@ def test_the_table_of_the_search_is_what_was_measured():
         assert row["images"] == 10_000
     search = json.loads((ROOT / "docs" / "results" / "search_zerotprune.json").read_text())
     assert f"{len(search['trials'])} trials" in page
+
+
+def test_the_table_of_questions_is_what_the_sweep_measured():
+    results = pl.read_parquet(ROOT / "docs" / "results" / "vqa.parquet")
+    page = (ROOT / "docs" / "benchmarks.md").read_text()
+    for row in results.iter_rows(named=True):
+        cells = [f"`{row['method']}`", row["label"] or "-", f"{row['mean_tokens']:.1f}", f"{row['exact_match']:.1f}"]
+        cells += [f"{row['agreement']:.1f}", f"{row['gmacs']:.3f}", f"{row['ideal_speedup']:.2f}x"]
+        cells += [f"{row['prefill_speedup']:.2f}x", f"{row['reduction_ms']:.1f}", f"{row['prefill_ms_unpatched']:.1f}"]
+        cells += [f"{row['decode_ms']:.1f}", f"{row['kv_cache_mb']:.1f}"]
+        assert f"| {' | '.join(cells)} |" in page
+    assert set(results["images"]) == {300}, "the text says how many questions"
+    quarter = {row["method"]: row for row in results.filter(pl.col("label") == "keep=0.25").iter_rows(named=True)}
+    whole = results.filter(pl.col("method") == "unpatched")["exact_match"][0]
+    assert f"FoPru loses {whole - quarter['fopru']['exact_match']:.1f} points" in page
+    assert f"VTC-CLS {whole - quarter['vtc_cls']['exact_match']:.1f};" in page
 
 
 def test_the_law_of_zerotprune_cannot_meet_the_budget_that_the_page_says_it_cannot():

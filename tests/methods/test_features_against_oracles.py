@@ -138,7 +138,9 @@ def test_vispruner(seed, grid, keep, important, dropped):
 @FEW
 @given(st.lists(st.floats(-1, 1, width=16), min_size=1, max_size=30), st.integers(0, 5))
 def test_knee(score, padding):
-    wanted = oracle.knee(score)
+    gap = Gap()
+    wanted = oracle.knee(score, gap)
+    assume(gap.value > CLEAR)
     row = torch.tensor([score + [-np.inf] * padding], dtype=torch.float64)
     assert knee(row, row > -np.inf).tolist() == [wanted]
 

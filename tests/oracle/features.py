@@ -115,7 +115,7 @@ def vispruner(
     return sorted(kept + rest)
 
 
-def knee(score: list[float]) -> int:
+def knee(score: list[float], gap: Gap | None = None) -> int:
     """How many scores lie up to the point of their sorted curve that is furthest from its chord."""
     curve = sorted(score, reverse=True)
     if curve[0] == curve[-1]:
@@ -124,7 +124,10 @@ def knee(score: list[float]) -> int:
     for place, value in enumerate(curve):
         x, y = place / (len(curve) - 1), (value - curve[-1]) / (curve[0] - curve[-1])
         distance.append(abs(y - (1 - x)))
-    return distance.index(max(distance)) + 1
+    best, second = sorted(distance, reverse=True)[:2]
+    if gap is not None:
+        gap.between(best, second)
+    return distance.index(best) + 1
 
 
 def density(keys: np.ndarray, threshold: float, neighbours: int) -> float:
