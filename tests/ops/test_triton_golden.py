@@ -26,5 +26,6 @@ def test_the_selected_vectors_reach_the_kernels(monkeypatch):
     find = dispatch.kernel
     monkeypatch.setattr(dispatch, "kernel", lambda name: reached.add(name) or find(name))
     for method in METHODS:
-        run_checks(next(case for case in SELECTED if case.method == method))
+        for case in [case for case in SELECTED if case.method == method][::3]:
+            run_checks(case)
     assert {"bipartite_match", "best_match", "energy", "merge_tokens", "attention_row", "farthest"} <= reached

@@ -42,8 +42,9 @@ def _attention_kernel(
     for start in range(0, tokens, BLOCK_N):
         columns = start + tl.arange(0, BLOCK_N)
         k = load_tile(k_ptr, columns, depth, tokens, width, k_row, k_col)
-        bias = tl.load(bias_ptr + columns * bias_col, mask=columns < tokens, other=float("-inf")).to(tl.float32)
+        bias = tl.load(bias_ptr + columns * bias_col, mask=columns < tokens, other=0.0).to(tl.float32)
         logits = multiply(q, k, UPCAST) * scale + bias[None, :]
+        logits = tl.where(columns[None, :] < tokens, logits, float("-inf"))
         higher = tl.maximum(top, tl.max(logits, axis=1))
         base = tl.maximum(higher, -3.0e38)  # minus infinity less itself is no number
         share_of = tl.exp(logits - base[:, None])
