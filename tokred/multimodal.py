@@ -10,7 +10,8 @@ from torch import nn
 
 from tokred.adapters.multimodal import find_multimodal, forget
 from tokred.adapters.multimodal_features import FeatureReduction
-from tokred.adapters.multimodal_language import LanguageReduction, Passage
+from tokred.adapters.multimodal_language import LanguageReduction
+from tokred.adapters.multimodal_passage import Passage
 from tokred.errors import AlreadyPatchedError
 from tokred.handle import WayOut
 from tokred.methods.decoder import DecoderMethod
@@ -42,7 +43,8 @@ class MultimodalHandle(WayOut):
     @property
     def modules(self) -> nn.ModuleDict | None:
         """The learnable parts, by layer."""
-        return None if self.language is None else self.language.modules
+        dropping = None if self.language is None else self.language.dropping
+        return None if dropping is None else dropping.modules
 
     @property
     def trace(self) -> VisualTrace:

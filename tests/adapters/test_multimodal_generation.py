@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import inspect
 import threading
+import weakref
 from typing import Any
 
 import pytest
@@ -234,7 +236,7 @@ def test_an_exception_in_the_middle_leaves_the_model_usable(place: str):
         assert torch.equal(model(**inputs).logits, before)
 
 
-@pytest.mark.parametrize("name", ["Llava", "Qwen2VL"])
+@pytest.mark.parametrize("name", ["Llava", "LlavaNext", "Qwen2VL"])
 @pytest.mark.parametrize("place", METHODS)
 def test_threads_do_not_mix_their_prompts(name: str, place: str):
     model = zoo.build(name)
@@ -266,3 +268,17 @@ def test_a_cache_of_ones_own_is_filled_with_the_short_prompt(name: str):
     kept = kept_tokens(handle)
     assert cache.get_seq_length() == max(map(len, kept)) + 2
     assert torch.equal(sequences[:, -3:], greedy(model, inputs, kept, 3))
+
+
+@pytest.mark.parametrize("place", METHODS)
+def test_what_is_remembered_of_a_prompt_keeps_neither_its_cache_nor_its_keys(place: str):
+    model, inputs, method = patched("Llava", place)
+    with torch.no_grad(), tokred.patch(model, method) as handle:
+        out = model(**inputs, use_cache=True)
+        cache = weakref.ref(out.past_key_values)
+        keys = weakref.ref(out.past_key_values.layers[0].keys)
+        del out
+        gc.collect()
+        assert cache() is None
+        assert keys() is None
+        assert handle.trace.visual_tokens

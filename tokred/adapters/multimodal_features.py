@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, ClassVar
@@ -18,6 +17,7 @@ from tokred.adapters.huggingface_attention import HuggingFaceReader, OwnAttentio
 from tokred.adapters.huggingface_blocks import FAMILIES
 from tokred.adapters.multimodal import MultimodalModel, encoder_attention, forget
 from tokred.adapters.multimodal_layout import (
+    PACK,
     EncodedImage,
     Kind,
     Packing,
@@ -41,11 +41,18 @@ _MODALITIES = ("image", "video")
 
 @dataclass(eq=False)
 class Taps(Call):
-    """Queries and keys of some attention modules, as they run in this thread."""
+    """What runs in this thread while images are encoded.
+
+    Attributes:
+        wanted: attention modules whose queries and keys are wanted, and their layers.
+        calls: these, by layer, for every call.
+        packed: the arguments with which tiles were put together, by name.
+    """
 
     catching: bool = False
     wanted: Mapping[nn.Module, int] = field(default_factory=dict)
     calls: dict[int, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
+    packed: dict[str, Any] = field(default_factory=dict)
 
     def see(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> None:
         """Keep them, by layer; of merged tokens every patch gets a copy."""
@@ -104,7 +111,17 @@ class FeatureReduction:
             encode.__signature__ = inspect.signature(own)  # type: ignore[attr-defined] - generate looks at it
             setattr(self.model.inner, name, encode)
             undo.append(partial(forget, self.model.inner, name))
+        if hasattr(self.model.inner, PACK):
+            setattr(self.model.inner, PACK, partial(self._pack, getattr(self.model.inner, PACK)))
+            undo.append(partial(forget, self.model.inner, PACK))
         return undo
+
+    def _pack(self, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Note how the model puts tiles together."""
+        call = current_call()
+        if isinstance(call, Taps):
+            call.packed.update({**dict(zip(inspect.signature(own).parameters, args, strict=False)), **kwargs})
+        return own(*args, **kwargs)
 
     def encode(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """Run the model's own method and choose; the choices travel on what it returns."""
@@ -113,25 +130,22 @@ class FeatureReduction:
             return own(*args, **kwargs)
         names = list(inspect.signature(own).parameters)
         arguments = {**dict(zip(names, args, strict=False)), **kwargs}
-        packing = Packing(self.model) if hasattr(type(self.model.inner), "pack_image_features") else None
-        taps = Taps(None, wanted={self.attention[i]: i for i in self.layers})
-        with calling(taps), packing.watching() if packing is not None else nullcontext():
+        with calling(Taps(None, wanted={self.attention[i]: i for i in self.layers})) as taps:
             output = own(*args, **kwargs)
         if getattr(output, "pooler_output", None) is not None:  # a tuple was asked for: nothing can travel on it
             with torch.no_grad():
                 kind = kind_of(self.model.family, name.split("_")[1])
-                give_choices(output, self.choose(output, arguments, taps, packing, kind))
+                give_choices(output, self.choose(output, arguments, taps, kind))
         return output
 
-    def choose(
-        self, output: Any, arguments: Mapping[str, Any], taps: Taps, packing: Packing | None, kind: Kind | None
-    ) -> list[ImageChoice]:
+    def choose(self, output: Any, arguments: Mapping[str, Any], taps: Taps, kind: Kind | None) -> list[ImageChoice]:
         """What becomes of every image."""
         features = output.pooler_output
         hidden = getattr(output, "last_hidden_state", None)
         encoded = features if hidden is None or hidden.ndim == 2 else hidden  # of two dimensions: all in one sequence
         units = units_of(self.model, arguments, len(encoded))
-        images = encoded_images(self.model, features, units, packing, kind)
+        packing = Packing(self.model, taps.packed) if taps.packed else None
+        images = encoded_images(features, units, packing, kind)
         reading = _Reading(self, taps, units or [], arguments, output, kind)
         return [self._choose(image, reading, number) for number, image in enumerate(images)]
 

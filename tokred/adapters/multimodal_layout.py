@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,6 +14,7 @@ from tokred.adapters.multimodal import MultimodalModel
 from tokred.layout import VisualLayout
 
 Kind = Literal["same", "blocks", "groups"]
+PACK = "pack_image_features"  # the method of models that put tiles together
 
 _KINDS: dict[Kind, tuple[str, ...]] = {
     # one visual token a patch, projected alone
@@ -104,7 +104,6 @@ def units_of(model: MultimodalModel, arguments: Mapping[str, Any], count: int) -
 
 
 def encoded_images(
-    model: MultimodalModel,
     features: Tensor | Sequence[Tensor],
     units: list[Unit] | None,
     packing: Packing | None,
@@ -113,15 +112,14 @@ def encoded_images(
     """The images of one call of ``get_image_features``, in the order of their tokens.
 
     Args:
-        model: the model.
-        features: what it returned: [n, D] for every image, prompt or tile.
+        features: what the model returned: [n, D] for every image, prompt or tile.
         units: what the encoder saw.
         packing: how tiles were put together, where they were.
         kind: of the connector.
     """
     rows = [row.flatten(0, -2) for row in features]  # some have the frames of a video apart
-    if packing is not None and packing.used:
-        layouts = packing.layouts(model)
+    if packing is not None:
+        layouts = packing.layouts()
         ends = torch.tensor([0, *packing.counts]).cumsum(0).tolist()
         return [
             EncodedImage(row, layout if layout.num_tokens == len(row) else None, slice(ends[i], ends[i + 1]))
@@ -197,39 +195,23 @@ def window_order(model: MultimodalModel, grids: Tensor, image: int, merge: int) 
 
 
 class Packing:
-    """Watches how a model puts the tiles of its images together, and does the same with coordinates."""
+    """Does with coordinates what a model did with the features of tiles.
 
-    def __init__(self, model: MultimodalModel) -> None:
+    Args:
+        model: the model.
+        arguments: with which it put them together, by name.
+    """
+
+    def __init__(self, model: MultimodalModel, arguments: Mapping[str, Any]) -> None:
         self.inner = model.inner
-        self.arguments: dict[str, Any] = {}
-
-    @property
-    def used(self) -> bool:
-        """Whether tiles were packed."""
-        return bool(self.arguments)
+        self.arguments = arguments
 
     @property
     def counts(self) -> list[int]:
         """Partitions of every image."""
         return [len(tiles) for tiles in self.arguments["image_features"]]
 
-    @contextmanager
-    def watching(self) -> Iterator[Packing]:
-        """Note the arguments of ``pack_image_features`` during the block."""
-        own = type(self.inner).pack_image_features
-        names = own.__code__.co_varnames[1 : own.__code__.co_argcount]
-
-        def pack(*args: Any, **kwargs: Any) -> Any:
-            self.arguments = {**dict(zip(names, args, strict=False)), **kwargs}
-            return own(self.inner, *args, **kwargs)
-
-        self.inner.pack_image_features = pack
-        try:
-            yield self
-        finally:
-            del self.inner.pack_image_features
-
-    def layouts(self, model: MultimodalModel) -> list[VisualLayout]:
+    def layouts(self) -> list[VisualLayout]:
         """The layout of every image: (is a tile, row, column) of each patch goes where its features went."""
         config = self.inner.config
         shape_of = sys.modules[type(self.inner).__module__].get_anyres_image_grid_shape
@@ -243,7 +225,7 @@ class Packing:
                 mosaic = tuple(shape_of(size, config.image_grid_pinpoints, config.vision_config.image_size))
             mosaics.append(mosaic)
             coordinates.append(_coordinates(len(tiles), side, mosaic, tiles.device))
-        packed = type(self.inner).pack_image_features(
+        packed = getattr(type(self.inner), PACK)(
             self.inner,
             **{
                 **self.arguments,

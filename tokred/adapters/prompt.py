@@ -104,15 +104,7 @@ class Shortened:
 
     def mask(self, mask: Tensor) -> Tensor:
         """A mask [B, 1, T, T] cut to the slots [B, 1, M, M]; or [B, 1, T, S] for a static cache, to [B, 1, M, S]."""
-        tokens, slots = self.num_tokens, self.num_slots
-        cut = self.rows(self.rows(mask[..., :tokens], 2), 3)
-        seen = cut if cut.dtype == torch.bool else cut == 0
-        seen = seen & self.valid[:, None, None]
-        seen = seen | torch.eye(slots, dtype=torch.bool, device=mask.device)  # padding sees itself: no empty rows
-        closed = 0.0 if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
-        cut = seen if mask.dtype == torch.bool else torch.where(seen, cut.clamp(min=closed), closed)
-        longer = mask.shape[-1] > tokens  # keys behind the prompt, not written yet
-        return torch.nn.functional.pad(cut, (0, mask.shape[-1] - slots), value=closed) if longer else cut
+        return cut_mask(mask, self.index, self.valid, self.num_tokens)
 
     def full_length(self, y: Tensor) -> Tensor:
         """[B, M, ...] -> [B, T, ...]: every token gets the row of its slot, or of the last one before it."""
@@ -185,6 +177,53 @@ def _keeps_all(choice: ImageChoice) -> bool:
     return not choice.merges and choice.map.num_slots == choice.num_tokens
 
 
+def whole(valid: Tensor, images: Sequence[Sequence[PlacedImage]]) -> Shortened:
+    """The plan that leaves every token, padding too, where it is."""
+    batch, tokens = valid.shape
+    places = torch.arange(tokens, device=valid.device).expand(batch, -1)
+    image = torch.full_like(places, -1)
+    patch = torch.full_like(places, -1)
+    for b, row in enumerate(images):
+        for number, one in enumerate(row):
+            image[b, one.places] = number
+            patch[b, one.places] = torch.arange(len(one.places), device=valid.device)
+    return Shortened(places, valid, places, image >= 0, image, patch, tuple(tuple(row) for row in images))
+
+
+def slots_behind(token_map: TokenMap, slot: Tensor | None) -> Tensor:
+    """[B, T] the slot behind a map that stands for each token, given the slot [B, T] before it."""
+    kept = token_map.kept
+    if token_map.valid is not None:  # padding must not be found
+        kept = torch.where(token_map.valid, kept, -1)
+    places = torch.arange(token_map.num_tokens, device=kept.device).expand(len(kept), -1)
+    last = torch.searchsorted(kept.contiguous(), places.contiguous(), right=True) - 1
+    first = (kept < 0).sum(dim=1, keepdim=True)
+    last = torch.maximum(last, first)
+    return last if slot is None else last.gather(1, slot)
+
+
+def cut_mask(mask: Tensor, index: Tensor, valid: Tensor, tokens: int) -> Tensor:
+    """A mask for some of the tokens: every slot sees what its token saw, of those that are there.
+
+    Args:
+        mask: [B or 1, 1, T, T]; or [.., T, S], with S - T keys of a static cache that are not written yet.
+        index: [B, M] int64, the token of every slot.
+        valid: [B, M] bool, false for padding.
+        tokens: T.
+
+    Returns:
+        [B, 1, M, M], or [B, 1, M, S].
+    """
+    slots = index.shape[1]
+    cut = gather_tokens(gather_tokens(mask[..., :tokens], index, 2), index, 3)
+    seen = (cut if cut.dtype == torch.bool else cut == 0) & valid[:, None, None]
+    seen = seen | torch.eye(slots, dtype=torch.bool, device=mask.device)  # padding sees itself: no empty rows
+    closed = 0.0 if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+    cut = seen if mask.dtype == torch.bool else torch.where(seen, cut.clamp(min=closed), closed)
+    longer = mask.shape[-1] > tokens
+    return torch.nn.functional.pad(cut, (0, mask.shape[-1] - slots), value=closed) if longer else cut
+
+
 def padding_of(attention_mask: Any, batch: int, tokens: int, device: torch.device) -> Tensor:
     """[B, T] bool, which tokens are real, read off any mask that a language model takes.
 
@@ -208,6 +247,20 @@ def padding_of(attention_mask: Any, batch: int, tokens: int, device: torch.devic
 def positions_of(valid: Tensor) -> Tensor:
     """[B, T] positions that count real tokens from 0 on; padding in front has 0."""
     return (valid.long().cumsum(dim=1) - 1).clamp(min=0)
+
+
+def ends_of(valid: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Positions [B, 1] of the first and [B] of the last real token of every prompt."""
+    places = torch.arange(valid.shape[1], device=valid.device)
+    first = valid.long().argmax(dim=1, keepdim=True)
+    last = torch.where(valid, places, -1).amax(dim=1, keepdim=True)
+    if positions is None:
+        return torch.zeros_like(first), valid.sum(dim=1) - 1
+    if positions.ndim == 3:
+        rows = positions[-1].expand(len(valid), -1)
+        return torch.zeros_like(first), rows.gather(1, last)[:, 0]
+    rows = positions.expand(len(valid), -1)
+    return rows.gather(1, first), rows.gather(1, last)[:, 0]
 
 
 def place_images(placeholder: Tensor, choices: Sequence[ImageChoice]) -> list[list[PlacedImage]] | None:

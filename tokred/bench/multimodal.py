@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tokred.adapters.multimodal import find_multimodal
+from tokred.adapters.multimodal_features import give_choices
 from tokred.bench.memory import peak_memory
 from tokred.bench.timing import Comparison, compare
 
@@ -109,8 +110,6 @@ class _Prompts:
     def prefill(self) -> Any:
         """Choose among the features and read the prompts."""
         if self._seen:
-            from tokred.adapters.multimodal_features import give_choices
-
             give_choices(self.features, self.handle.features.choose(*self._seen[0]))
         return self.model(**self.text, mm_encoder_outputs={"image": self.features}, use_cache=True, logits_to_keep=1)
 
@@ -137,7 +136,8 @@ class _Prompts:
             return
         total = [0.0]
         with ExitStack() as stack:
-            for part in (self.handle.features, self.handle.language):
+            language = self.handle.language
+            for part in (self.handle.features, language, language.dropping):
                 for name in () if part is None else part.work:
                     setattr(part, name, partial(_timed, getattr(part, name), total, torch.device(device)))
                     stack.callback(vars(part).pop, name)

@@ -58,6 +58,7 @@ def atp_losses(
     """
     language = handle.language
     assert language is not None
+    assert language.dropping is not None
     before = language.last
     loss = answer_loss(handle.model, batch)
     passage = language.last
@@ -71,7 +72,7 @@ def atp_losses(
     cut = passage.cut or passage.whole()
     visual = (cut.visual & cut.valid).float()
     masks = cumulative([mask for mask in soft if mask is not None], visual)
-    budget = atp_loss(masks, language.layers, visual.sum(dim=1), target, lambda_atp, lambda_target)
+    budget = atp_loss(masks, language.dropping.layers, visual.sum(dim=1), target, lambda_atp, lambda_target)
     kept = torch.stack([mask.detach().sum(dim=1).mean() for mask in masks])
     return ATPLosses(loss + budget.total, loss, budget, kept)
 
@@ -155,7 +156,9 @@ class ATPTask:
         """Visual tokens behind a module, averaged over modules and questions: what the target is compared with."""
         language = self.handle.language
         assert language is not None
-        return sum(reached.per_layer[layer] for layer in language.layers) / len(language.layers)
+        assert language.dropping is not None
+        layers = language.dropping.layers
+        return sum(reached.per_layer[layer] for layer in layers) / len(layers)
 
 
 @contextmanager

@@ -217,7 +217,7 @@ def train_modules(
             except OSError as error:
                 raise StorageError(f"{folder} cannot be written ({error.strerror}).") from error
             say("Asking the model with what was learned ...")
-            reached, layers = task.measure(modules), handle.language.layers
+            reached, layers = task.measure(modules), handle.language.dropping.layers
             kept = task.kept(reached)
     card = {
         "method": "atp",
