@@ -66,6 +66,7 @@ def test_old_gpus_and_other_vendors_fall_back(monkeypatch):
     monkeypatch.setattr(dispatch, "_capability", lambda device: (7, 5))
     assert "compute capability 7.5: kernels are for 8.0 and later" in describe("cuda")
     monkeypatch.setattr(dispatch, "_capability", lambda device: (9, 0))
+    monkeypatch.setattr(dispatch, "TRIED", frozenset({(9, 0)}))
     assert describe("cuda") == "Triton, TOKRED_KERNELS=auto"
     monkeypatch.setattr(torch.version, "hip", "6.4")
     assert "ROCm" in describe("cuda")
@@ -158,3 +159,11 @@ def test_plain_operators_need_no_triton():
         names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
         names += [str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)]
         assert not [name for name in names if "triton" in name], path.name
+
+
+def test_gpus_on_which_no_kernel_was_tried_get_kernels_only_when_asked(monkeypatch):
+    monkeypatch.setattr(dispatch, "_capability", lambda device: (9, 0))
+    monkeypatch.setattr(dispatch, "TRIED", frozenset())
+    assert "never tried on compute capability 9.0" in describe("cuda")
+    monkeypatch.setenv("TOKRED_KERNELS", "triton")
+    assert describe("cuda") == "Triton, TOKRED_KERNELS=triton"

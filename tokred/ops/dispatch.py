@@ -20,6 +20,8 @@ VARIABLE = "TOKRED_KERNELS"
 MODES = ("auto", "off", "triton")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 CAPABILITY = (8, 0)
+TRIED: frozenset[tuple[int, int]] = frozenset()
+"""Compute capabilities on which ``tokred.bench.gpu`` found every kernel right; ``auto`` takes kernels there only."""
 _LARGEST = 2**31 - 1
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 
@@ -43,7 +45,8 @@ class Kernel:
     alike: int = 1
 
 
-# The table of choice: on a GPU a kernel is taken wherever it can run. The reasons stand in docs/design.md, "Kernels".
+# The table of choice: on a GPU where kernels were tried, one is taken wherever it can run.
+# The reasons stand in docs/design.md, "Kernels".
 KERNELS = {
     "best_match": Kernel("match", 8192, alike=2),
     "bipartite_match": Kernel("match", 8192, max_tokens=1024),  # one program holds the scores of an image
@@ -167,6 +170,11 @@ def refusal_of_device(device: torch.device, dtype: torch.dtype = torch.float32) 
         capability = _capability(device)
         if capability < CAPABILITY:
             return f"compute capability {capability[0]}.{capability[1]}: kernels are for 8.0 and later"
+        if capability not in TRIED:
+            return (
+                f"kernels were never tried on compute capability {capability[0]}.{capability[1]}; {VARIABLE}=triton "
+                "runs them, python -m tokred.bench.gpu tries them"
+            )
     if dtype not in DTYPES:
         return f"kernels are for {', '.join(map(_short, DTYPES))}, not for {_short(dtype)}"
     return None
