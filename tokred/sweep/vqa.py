@@ -17,6 +17,7 @@ from tokred.bench.multimodal import DECODED, Phases, time_phases
 from tokred.data import VQAExample, load_vqa
 from tokred.errors import DataError, UnsupportedModelError
 from tokred.evaluate.vqa import exact_match, prompt_of
+from tokred.methods import RandomVisual
 from tokred.multimodal_assets import load_multimodal
 from tokred.multimodal_cost import prefill_cost
 from tokred.patching import patch
@@ -34,14 +35,12 @@ class Answers:
         answers: all of them.
         tokens: visual tokens at the entry of the language model, newlines included, mean over questions.
         newlines: newline tokens among them.
-        per_layer: visual tokens that each layer saw, mean over questions.
     """
 
     percent: float
     answers: tuple[str, ...]
     tokens: float
     newlines: float
-    per_layer: tuple[float, ...]
 
 
 class VQASubject:
@@ -97,29 +96,31 @@ class VQASubject:
         """Ask a model all questions."""
         tokens: list[float] = []
         newlines: list[float] = []
-        layers: list[list[int]] = []
 
         def count(asked: int) -> None:
             if handle is not None:
                 trace = handle.trace
                 tokens.extend(sum(len(image.anchor) for image in prompt) for prompt in trace.prompts)
                 newlines.extend(sum(image.newlines for image in prompt) for prompt in trace.visual_tokens_of_prompts)
-                layers.extend(trace.tokens_per_layer)
             if report is not None:
                 report(asked / len(self.questions))
 
         result = exact_match(model, self.processor, self._examples(), self.batch_size, report=count)
-        count_of = max(len(tokens), 1)
-        per_layer = tuple(sum(row) / count_of for row in zip(*layers, strict=True))
-        return Answers(result.percent, result.answers, sum(tokens) / count_of, sum(newlines) / count_of, per_layer)
+        prompts = max(len(tokens), 1)
+        return Answers(result.percent, result.answers, sum(tokens) / prompts, sum(newlines) / prompts)
 
     def counts(self) -> Answers:
         """The same for the unpatched model, whose tokens are counted by a patch that keeps them all."""
-        from tokred.methods import RandomVisual
-
         patched = copy.deepcopy(self.model)
         with patch(patched, RandomVisual(keep=1.0)) as handle:
             return self.answer(patched, handle)
+
+    @cached_property
+    def every_token(self) -> list[list[int]]:
+        """Visual tokens that each layer of the unpatched model sees, for every prompt of the first batch."""
+        with torch.inference_mode(), patch(copy.deepcopy(self.model), RandomVisual(keep=1.0)) as handle:
+            handle.model(**self.first)
+            return handle.trace.tokens_per_layer
 
     def _examples(self) -> Iterator[VQAExample]:
         return (self.questions[index] for index in range(len(self.questions)))
@@ -200,12 +201,7 @@ def _time_columns(phases: Phases, batch: int, *, is_reference: bool) -> dict[str
 
 def _cost_columns(subject: VQASubject, patched: Any, handle: Any) -> dict[str, Any]:
     """GMACs of the language model's prefill for the timed batch, and their ratio."""
-    from tokred.methods import RandomVisual
-
-    with torch.inference_mode(), patch(copy.deepcopy(subject.model), RandomVisual(keep=1.0)) as whole:
-        whole.model(**subject.first)
-        every = whole.trace.tokens_per_layer
-    seen = every
+    seen = every = subject.every_token
     if handle is not None:
         with torch.inference_mode():
             patched(**subject.first)
