@@ -24,7 +24,7 @@ def test_the_first_tokens_are_the_same_however_many_are_written():
     assert codes.shape == (3, 6)
     assert codes.dtype == torch.int64
     for tokens in range(1, 7):
-        assert torch.equal(model.encode(images, tokens), codes[:, :tokens])
+        assert torch.equal(model.encode(images, tokens=tokens), codes[:, :tokens])
 
 
 def test_a_ragged_batch_draws_what_each_row_draws_alone():
@@ -196,7 +196,7 @@ def test_codes_that_the_model_does_not_have_are_refused(codes, message):
 @pytest.mark.parametrize("tokens", [0, 7])
 def test_a_number_of_tokens_that_the_model_does_not_have_is_refused(tokens):
     with pytest.raises(DataError, match="1 to 6"):
-        flextok().encode(pictures(), tokens)
+        flextok().encode(pictures(), tokens=tokens)
 
 
 @pytest.mark.parametrize("changes", [{"null": None}, {"null_probability": 0.0}])
