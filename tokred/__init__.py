@@ -53,6 +53,7 @@ from tokred.patching import Handle, patch, unpatch
 from tokred.schedule import Schedule
 from tokred.shape import ModelShape
 from tokred.token_map import TokenMap
+from tokred.tokenizer_assets import load_tokenizer
 from tokred.trace import Trace
 from tokred.view import LayerView
 
@@ -108,6 +109,7 @@ __all__ = [
     "cost",
     "create_method",
     "load_multimodal",
+    "load_tokenizer",
     "methods",
     "nn",
     "patch",
