@@ -1,5 +1,7 @@
 """tokred: token reduction for vision transformers, multimodal LLMs and image tokenizers."""
 
+from typing import TYPE_CHECKING, Any
+
 from tokred import nn
 from tokred.adapters import register_adapter
 from tokred.cost import Cost, cost
@@ -53,9 +55,11 @@ from tokred.patching import Handle, patch, unpatch
 from tokred.schedule import Schedule
 from tokred.shape import ModelShape
 from tokred.token_map import TokenMap
-from tokred.tokenizer_assets import load_tokenizer
 from tokred.trace import Trace
 from tokred.view import LayerView
+
+if TYPE_CHECKING:
+    from tokred.tokenizer_assets import load_tokenizer
 
 __version__ = "0.1.0"
 
@@ -116,3 +120,12 @@ __all__ = [
     "register_adapter",
     "unpatch",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """What needs more libraries than patching does comes when it is asked for."""
+    if name == "load_tokenizer":
+        from tokred.tokenizer_assets import load_tokenizer
+
+        return load_tokenizer
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
