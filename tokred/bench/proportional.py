@@ -1,4 +1,4 @@
-"""``python -m tokred.bench.proportional --out FILE``: what sizes cost in attention, way by way, beside attention without.
+"""``python -m tokred.bench.proportional --out FILE``: what sizes cost in attention, beside attention without them.
 
 It has the numbers behind the table :data:`tokred.ops.proportional.CHOICE` on devices without Triton; on a GPU
 :mod:`tokred.bench.gpu` times the kernel, too.
