@@ -79,7 +79,8 @@ class Positions(nn.Module):
 
     def spread(self, count: int) -> Tensor:
         """Return the codes [count, D] of places far apart in the grid, for tokens that begin by looking there."""
-        return self(*self.sizes)[0, spread(*self.sizes, count)]
+        height, width = self.sizes
+        return self(height, width)[0, spread(height, width, count)]
 
     def codes(self, *sizes: int) -> Tensor:
         """Return the codes [1, D, *sizes]."""
