@@ -33,6 +33,31 @@ def questions() -> str:
     return _table(titles, [[f"`{row['method']}`", row["label"] or "-", *_cells(row, forms)] for row in rows], text=2)
 
 
+def tokens() -> str:
+    """Tokenizers at every number of tokens."""
+    rows = _rows("rate_distortion.parquet", lambda row: (row["model"], row["bits"]))
+    titles = "tokenizer|tokens|bits|PSNR dB|decoded PSNR dB|SSIM|feature distance|Frechet distance|probe %|" \
+        "encoded/s|decoded/s"  # fmt: skip
+    forms = (
+        ("tokens", ".0f"), ("bits", ".0f"), ("psnr", ".2f"), ("psnr_drawn", ".2f"), ("ssim", ".3f"),
+        ("feature_distance", ".3f"), ("frechet_distance", ".1f"), ("probe_top1", ".1f"),
+        ("encode_images_per_second", ".0f"), ("decode_images_per_second", ".1f"),
+    )  # fmt: skip
+    return _table(titles, [[f"`{row['model']}`", *_cells(row, forms)] for row in rows])
+
+
+def attention() -> str:
+    """Ways to proportional attention on the CPU."""
+    record = json.loads((RESULTS / "proportional_cpu.json").read_text())
+    found = {(row["dtype"], row["tokens"], row["way"]): row for row in record["results"]}
+    places = list(dict.fromkeys((row["dtype"], row["tokens"]) for row in record["results"]))
+    rows = [
+        [*map(str, place), *(f"{found[(*place, way)]['over_plain']:.2f}" for way in ("mask", "keys", "values"))]
+        for place in places
+    ]
+    return _table("type|tokens|mask|channels of keys|channel of values", rows)
+
+
 def search() -> str:
     """Searched schedules of Zero-TPrune beside its own law."""
     record = json.loads((RESULTS / "search_zerotprune_test.json").read_text())
@@ -61,7 +86,7 @@ def tome() -> str:
     return _table(titles, rows, text=0)
 
 
-TABLES: dict[str, Callable[[], str]] = {table.__name__: table for table in (questions, search, tome)}
+TABLES: dict[str, Callable[[], str]] = {table.__name__: table for table in (questions, attention, search, tome)}
 
 
 def _rows(file: str, order: Callable[[dict[str, Any]], Any]) -> list[dict[str, Any]]:

@@ -91,8 +91,27 @@ def test_the_text_on_questions_is_what_the_sweep_measured():
     assert set(results["images"]) == {300}, "the text says how many questions"
     quarter = {row["method"]: row for row in results.filter(pl.col("label") == "keep=0.25").iter_rows(named=True)}
     whole = results.filter(pl.col("method") == "unpatched")["exact_match"][0]
-    assert f"FoPru loses {whole - quarter['fopru']['exact_match']:.1f} points" in PAGE
-    assert f"VTC-CLS {whole - quarter['vtc_cls']['exact_match']:.1f};" in PAGE
+    lost = {name: f"{whole - row['exact_match']:.1f}" for name, row in quarter.items()}
+    text = " ".join(PAGE.split())
+    assert f"lose {lost['random_visual']} points, FoPru {lost['fopru']}, VTC-CLS {lost['vtc_cls']};" in text
+    for percent in (95, 90):
+        assert f"{100 * (percent / 100 * (1 - percent / 100) / 300) ** 0.5:.1f} at {percent} %" in text.replace(
+            " points", ""
+        )
+    fopru, vtc, fastv = (quarter[name] for name in ("fopru", "vtc_cls", "fastv"))
+    speed = f"{vtc['prefill_speedup']:.2f} times as fast for VTC-CLS and {fopru['prefill_speedup']:.2f} times for FoPru"
+    shares = [row["prefill_speedup"] / row["ideal_speedup"] for row in (vtc, fopru, fastv)]
+    assert f"{speed}, against an ideal of {vtc['ideal_speedup']:.2f}: {shares[0]:.2f} and {shares[1]:.2f} of it" in text
+    assert f"reaches {shares[2]:.2f} of its {fastv['ideal_speedup']:.2f}" in text
+    part = [100 * row["reduction_ms"] / row["prefill_ms_unpatched"] for row in (vtc, fopru)]
+    assert f"{part[0]:.1f} % of the unpatched prefill for VTC-CLS and {part[1]:.1f} % for FoPru" in text
+
+
+def test_on_the_cpu_the_mask_is_the_cheapest_way_to_proportional_attention():
+    rows = json.loads((ROOT / "docs" / "results" / "proportional_cpu.json").read_text())["results"]
+    for dtype, tokens in {(row["dtype"], row["tokens"]) for row in rows}:
+        ways = {row["way"]: row["over_plain"] for row in rows if (row["dtype"], row["tokens"]) == (dtype, tokens)}
+        assert min(ways, key=ways.__getitem__) == "mask"
 
 
 def test_the_law_of_zerotprune_cannot_meet_the_budget_that_the_page_says_it_cannot():
