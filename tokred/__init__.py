@@ -16,6 +16,7 @@ from tokred.errors import (
 from tokred.methods import (
     ATP,
     ATS,
+    DPCKNN,
     VTCCLS,
     AIMMerge,
     AIMPrune,
@@ -27,13 +28,17 @@ from tokred.methods import (
     FoPru,
     GlobalCom2,
     HiRED,
+    KMedoids,
     Method,
+    PatchMerger,
     PiToMe,
     PruMerge,
     PSigmoid,
     PyramidDrop,
     Random,
     RandomVisual,
+    Sinkhorn,
+    SiT,
     SMSText,
     SparseVLM,
     SparsityMeetsSimilarity,
@@ -52,7 +57,7 @@ from tokred.multimodal_assets import load_multimodal
 from tokred.patching import Handle, patch, unpatch
 from tokred.schedule import Schedule
 from tokred.shape import ModelShape
-from tokred.token_map import TokenMap
+from tokred.token_map import SoftMap, TokenMap
 from tokred.trace import Trace
 from tokred.view import LayerView
 
@@ -61,6 +66,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ATP",
     "ATS",
+    "DPCKNN",
     "VTCCLS",
     "AIMMerge",
     "AIMPrune",
@@ -78,12 +84,14 @@ __all__ = [
     "GlobalCom2",
     "Handle",
     "HiRED",
+    "KMedoids",
     "LayerView",
     "Method",
     "ModelShape",
     "MultimodalHandle",
     "NonFiniteError",
     "PSigmoid",
+    "PatchMerger",
     "PiToMe",
     "PruMerge",
     "PyramidDrop",
@@ -92,6 +100,9 @@ __all__ = [
     "SMSText",
     "Schedule",
     "ScheduleMismatchError",
+    "SiT",
+    "Sinkhorn",
+    "SoftMap",
     "SparseVLM",
     "SparsityMeetsSimilarity",
     "ToMe",

@@ -77,7 +77,7 @@ class TokenState:
 
     def _counts(self, token_map: TokenMap) -> bool:
         """Whether sizes differ after a reduction."""
-        return self.sizes is not None or token_map.moved.shape[1] > 0 or token_map.valid is not None
+        return self.sizes is not None or token_map.merges or token_map.valid is not None
 
     def slot(self) -> Tensor:
         """[B, N0] the present slot of every initial token, -1 for dropped ones."""

@@ -33,6 +33,7 @@ class Reduction:
         padding_in_mask: the attention mask of the model marks padding tokens.
         trace: keep the state of the last forward.
         full_length: features leave the encoder with one row for every token that entered.
+        modules: learnable parts of the method, by layer; they are not registered in the model.
         idle: run the replaced blocks without reducing anything (the self-check compares this with the original).
         last: state of the last forward, if ``trace``.
     """
@@ -53,6 +54,7 @@ class Reduction:
         self.full_length = full_length
         self.idle = False
         self.last: TokenState | None = None
+        self.modules = method.modules(shape)
         self._plans = {shape.num_tokens: method.plan(shape)}
         self.first = self._first_layer(shape.num_tokens)
 
@@ -70,6 +72,12 @@ class Reduction:
                     f"{self.shape.num_tokens} it was patched for. Patch the model again for this input size."
                 )
         return self._plans[num_tokens]
+
+    def module(self, layer: int) -> nn.Module | None:
+        """The learnable part for a layer, if there is one."""
+        if self.modules is None or str(layer) not in self.modules:
+            return None
+        return self.modules[str(layer)]
 
     @property
     def name(self) -> str:
@@ -177,10 +185,12 @@ class Site:
             valid=state.valid,
             scale=parts.reader.scale(attn),
             bias=call.caught.get("bias", arguments.get(parts.bias)),
+            module=self.reduction.module(self.layer),
             memory=state.memory,
             signals=signals,
         )
-        with torch.no_grad():
+        learning = view.module is not None and torch.is_grad_enabled()
+        with torch.set_grad_enabled(learning):
             token_map = self.reduction.method.reduce(view)
             if view.valid is not None:
                 token_map = token_map.with_padding_last(view.valid)

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
+from torch import nn
+
 from tokred.cost import Convention, Cost, cost
 from tokred.methods.registry import AnyMethod
 from tokred.schedule import Schedule
@@ -73,6 +75,13 @@ class Method(AnyMethod):
     def macs(self, tokens: int, stay: Mapping[str, int], layer: int, shape: ModelShape) -> int:
         """Multiply-accumulates that deciding costs in one layer, besides reading the signals."""
         return 0
+
+    def modules(self, shape: ModelShape) -> nn.ModuleDict | None:
+        """The learnable parts by the name of the block, ready for use; ``None`` for methods without.
+
+        A method that has some takes a file of learned ones as the knob ``weights``.
+        """
+        return None
 
     def zero(self) -> Self | None:
         """The same method set to reduce nothing, or ``None`` if it has no such setting."""
