@@ -39,7 +39,7 @@ class Reduce(nn.Module):
                 "placed by hand does not see. Use ToMe, PiToMe or Random, or tokred.patch on the whole model."
             )
         self.method, self.num_prefix = method, num_prefix
-        if getattr(method, "weights", None) is not None or method.modules(self._shape(num_prefix + 2, 1)) is not None:
+        if getattr(method, "weights", None) is not None or method.modules(self._shape(num_prefix + 2, 4)) is not None:
             raise ValueError(
                 f"{type(method).__name__} has learnable parts, which a layer placed by hand does not hold. Use one "
                 "without, such as ToMe or DPCKNN(weighting='equal'), or tokred.patch on the whole model."

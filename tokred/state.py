@@ -6,6 +6,7 @@ block. So threads, nested forwards, recomputation for checkpointing and backward
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,6 +16,9 @@ from torch import Tensor
 from tokred.token_map import TokenMap, take
 
 _ATTRIBUTE = "_tokred"
+# of a hidden token: so little that no logit brings it back, and so much that its softmax is no denormal number,
+# since its gradient is divided by it
+_LEAST = 1e-20
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +41,7 @@ class TokenState:
         valid: [B, N] bool, false for padding; ``None``: all are real.
         position: [B, N] index of each token's anchor among the initial tokens; ``None`` before the first reduction.
         short: the reduced tokens, where the tensor that carries this state has the full length.
+        masks: soft decisions in training, where all tokens stay: [B, N] by layer, each multiplied with those before it.
         memory: what the method put aside.
         origin: [B, N0] the slots of the initial tokens before anything is reduced: their own indices.
         full_length: blocks hand out one row for every initial token.
@@ -48,6 +53,7 @@ class TokenState:
     valid: Tensor | None = None
     position: Tensor | None = None
     short: Tensor | None = None
+    masks: Mapping[int, Tensor] = field(default_factory=dict)
     memory: dict[str, Any] = field(default_factory=dict)
     origin: Tensor | None = None
     full_length: bool = False
@@ -56,6 +62,22 @@ class TokenState:
     def num_tokens(self) -> int:
         """N, the tokens that are there now."""
         return self.steps[-1].map.num_slots if self.steps else self.num_initial
+
+    @property
+    def reduced(self) -> bool:
+        """Tokens were merged or dropped, or hidden."""
+        return bool(self.steps or self.masks)
+
+    @property
+    def soft(self) -> Tensor | None:
+        """[B, N] how much later layers see of each token, in training; ``None``: all."""
+        return self.masks[max(self.masks)] if self.masks else None
+
+    @property
+    def visible(self) -> Tensor | None:
+        """:attr:`soft`, never 0 and with the same gradient: its logarithm hides a token from the attention."""
+        soft = self.soft
+        return None if soft is None else soft + (soft.clamp(min=_LEAST) - soft).detach()
 
     def reduce(self, layer: int, token_map: TokenMap, x: Tensor) -> tuple[Tensor, TokenState]:
         """The tokens ``x`` [B, N, C], and the state, after a reduction in ``layer``."""

@@ -32,6 +32,7 @@ class LayerView:
         scale: factor on the products of ``q`` and ``k``.
         bias: additive attention bias, broadcastable to [B, H, N, N], or ``None``.
         module: the learnable part of the method for this layer, or ``None``.
+        soft: [B, N] how much soft decisions of earlier layers left of each token, in training; ``None``: all.
         memory: what this method put aside in earlier layers of the same forward.
     """
 
@@ -50,6 +51,7 @@ class LayerView:
         scale: float | None = None,
         bias: Tensor | None = None,
         module: nn.Module | None = None,
+        soft: Tensor | None = None,
         memory: dict[str, Any] | None = None,
         signals: Mapping[Signal, Tensor | Callable[[], Tensor]] | None = None,
     ) -> None:
@@ -65,6 +67,7 @@ class LayerView:
         self._scale = scale
         self.bias = bias
         self.module = module
+        self.soft = soft
         self.memory = memory if memory is not None else {}
         self._signals: dict[Signal, Tensor | Callable[[], Tensor]] = dict(signals or {})
 

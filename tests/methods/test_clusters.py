@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import timm
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -16,35 +15,16 @@ from tests.oracle.common import attention, weighted_mean
 from tokred import LayerView, SoftMap
 from tokred.errors import ConfigError, DataError, ScheduleMismatchError
 
+from .learned import arrays, images, shaken, small
 from .test_against_oracles import GAP, assert_rows, assert_slots, each_prefix, few, tokens
 
 SHAPE = tokred.ModelShape.vit(depth=12, dim=24, heads=4, patches=36)
 SOFT = {"patchmerger": tokred.PatchMerger, "sit": tokred.SiT, "sinkhorn": tokred.Sinkhorn}
 LEARNED = {"dpcknn": tokred.DPCKNN, **SOFT}
+PARTS = {**LEARNED, "dynamicvit": tokred.DynamicViT}
 each_soft = pytest.mark.parametrize("method", SOFT.values(), ids=SOFT)
 each_learned = pytest.mark.parametrize("method", LEARNED.values(), ids=LEARNED)
-
-
-def small(**changes):
-    knobs = {"depth": 4, "embed_dim": 24, "num_heads": 2, "num_classes": 5, "img_size": 64, **changes}
-    return timm.create_model("vit_tiny_patch16_224", **knobs).eval()
-
-
-def images(batch=2, size=64):
-    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(7))
-
-
-def shaken(modules, seed=1):
-    """Learned parts far from where they start."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in modules.parameters():
-            parameter.add_(0.5 * torch.randn(parameter.shape, generator=generator))
-    return modules
-
-
-def arrays(module):
-    return {name: value.double().numpy() for name, value in module.state_dict().items()}
+each_with_parts = pytest.mark.parametrize("method", PARTS.values(), ids=PARTS)
 
 
 @pytest.mark.parametrize("variant", ["paper", "released"])
@@ -203,7 +183,7 @@ def test_gradients_reach_the_parts_and_nothing_stays_in_the_model(method):
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-@each_learned
+@each_with_parts
 def test_learned_parts_come_back_from_a_file_and_those_of_another_model_are_refused(method, tmp_path):
     model, x = small(), images()
     path = tmp_path / "parts.safetensors"
@@ -222,7 +202,7 @@ def test_learned_parts_come_back_from_a_file_and_those_of_another_model_are_refu
         tokred.patch(model, method(weights=tmp_path / "missing.safetensors"))
 
 
-@each_learned
+@each_with_parts
 def test_untrained_parts_are_warned_about_and_trained_ones_are_not(method, tmp_path, recwarn):
     model = small()
     with pytest.warns(UserWarning, match=rf"learnable parts of {method.__name__} are untrained.*weights="):
@@ -236,7 +216,7 @@ def test_untrained_parts_are_warned_about_and_trained_ones_are_not(method, tmp_p
         assert not [w for w in recwarn if "learnable parts" in str(w.message)], "there are none"
 
 
-@each_learned
+@each_with_parts
 def test_untrained_parts_are_the_same_in_every_run_and_draw_no_random_numbers_of_others(method):
     torch.manual_seed(3)
     first = method().modules(SHAPE)
@@ -247,10 +227,10 @@ def test_untrained_parts_are_the_same_in_every_run_and_draw_no_random_numbers_of
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
 
 
-@each_learned
+@each_with_parts
 def test_a_view_without_the_part_is_refused(method):
     with pytest.raises(ConfigError, match=r"none for block 4\. .*method\.modules"):
-        method().reduce(LayerView(torch.randn(1, 9, 24), stay={"merge": 5}, layer=4, num_prefix=1))
+        method().reduce(LayerView(torch.randn(1, 9, 24), stay={"merge": 5, "prune": 5}, layer=4, num_prefix=1))
 
 
 @each_soft
@@ -302,7 +282,7 @@ def test_knobs_that_mean_nothing_are_refused(method, knobs, sentence):
         method(**knobs)
 
 
-@pytest.mark.parametrize("name", ["kmedoids", *LEARNED])
+@pytest.mark.parametrize("name", ["kmedoids", *PARTS])
 def test_the_default_stages_stand_before_the_quarters_of_the_depth(name):
     counts = (37, *tokred.create_method(name).plan(SHAPE).tokens(37))
     assert [layer for layer in range(12) if counts[layer + 1] < counts[layer]] == [2, 5, 8]

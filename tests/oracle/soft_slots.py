@@ -19,6 +19,11 @@ def normalised(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarra
     return np.stack(rows)
 
 
+def gelu(x: np.ndarray) -> np.ndarray:
+    """With the error function."""
+    return np.vectorize(lambda z: z * 0.5 * (1 + math.erf(z / math.sqrt(2))))(x)
+
+
 def patchmerger(x: np.ndarray, p: dict[str, np.ndarray], count: int, scaled: bool) -> np.ndarray:
     """The new tokens."""
     y = normalised(x, p["norm.weight"], p["norm.bias"])
@@ -29,8 +34,7 @@ def patchmerger(x: np.ndarray, p: dict[str, np.ndarray], count: int, scaled: boo
 def sit(x: np.ndarray, p: dict[str, np.ndarray], count: int) -> np.ndarray:
     """The new tokens."""
     hidden = normalised(x, p["weight.0.weight"], p["weight.0.bias"]) @ p["weight.1.weight"].T + p["weight.1.bias"]
-    hidden = np.vectorize(lambda z: z * 0.5 * (1 + math.erf(z / math.sqrt(2))))(hidden)
-    logits = hidden @ p["weight.3.weight"][:count].T + p["weight.3.bias"][:count]
+    logits = gelu(hidden) @ p["weight.3.weight"][:count].T + p["weight.3.bias"][:count]
     return softmax(p["scale"].item() * logits.T) @ x
 
 

@@ -145,7 +145,10 @@ class Site:
         parts, block = self.parts, self.block
         arguments = self._indexed(arguments, state, x, call)
         stay = self.reduction.plan(state.num_initial).stay(self.layer)
-        call.catching = reducing = min(stay.values()) < x.shape[1]
+        reducing = min(stay.values()) < x.shape[1]
+        if state.masks:  # all tokens are still there, whatever the schedule says
+            reducing = self.reduction.module(self.layer) is not None
+        call.catching = reducing
         original = parts.original(block)
         if not (reducing or self.reduction.idle):
             return original(block, x, **arguments), state
@@ -186,9 +189,15 @@ class Site:
             scale=parts.reader.scale(attn),
             bias=call.caught.get("bias", arguments.get(parts.bias)),
             module=self.reduction.module(self.layer),
+            soft=state.soft,
             memory=state.memory,
             signals=signals,
         )
+        if view.module is not None and view.module.training:
+            soft = self.reduction.method.soften(view)
+            if soft is not None:
+                call.caught.clear()
+                return x, replace(state, masks={**state.masks, self.layer: soft})
         learning = view.module is not None and torch.is_grad_enabled()
         with torch.set_grad_enabled(learning):
             token_map = self.reduction.method.reduce(view)
@@ -291,13 +300,19 @@ class OwnBias:
 
 
 def key_bias(state: TokenState, proportional: bool, dtype: torch.dtype) -> Tensor | None:
-    """[B, 1, 1, N] additive bias: log of the sizes (proportional attention), minus infinity for padding slots."""
+    """[B, 1, 1, N] additive bias: log of the sizes (proportional attention), minus infinity for padding slots.
+
+    In training the logarithm of the soft mask is added.
+    """
     ragged = any(step.map.valid is not None for step in state.steps)
     bias = None
     if proportional and state.sizes is not None:
         bias = state.sizes.log()
     elif ragged and state.valid is not None:
         bias = torch.zeros_like(state.valid, dtype=torch.float32).masked_fill(~state.valid, -torch.inf)
+    visible = state.visible
+    if visible is not None:
+        bias = visible.log() if bias is None else bias + visible.log()
     return None if bias is None else bias[:, None, None].to(dtype)
 
 

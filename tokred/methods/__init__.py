@@ -10,6 +10,7 @@ from tokred.methods.decoder import DecoderMethod
 from tokred.methods.diffrate import DiffRate
 from tokred.methods.divprune import DivPrune
 from tokred.methods.dpcknn import DPCKNN
+from tokred.methods.dynamicvit import DynamicViT
 from tokred.methods.evit import EViT
 from tokred.methods.fastv import FastV
 from tokred.methods.fopru import FoPru
@@ -50,6 +51,7 @@ __all__ = [
     "DecoderMethod",
     "DiffRate",
     "DivPrune",
+    "DynamicViT",
     "EViT",
     "FastV",
     "FoPru",

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
-from torch import nn
+from torch import Tensor, nn
 
 from tokred.cost import Convention, Cost, cost
 from tokred.methods.registry import AnyMethod
@@ -67,6 +67,10 @@ class Method(AnyMethod):
     @abstractmethod
     def reduce(self, view: LayerView) -> TokenMap:
         """Map the N tokens of ``view`` to the slots that stay, ``view.stay`` of them."""
+
+    def soften(self, view: LayerView) -> Tensor | None:
+        """[B, N] in [0, 1], how much later layers see of each token in training; ``None``: tokens are reduced."""
+        return None
 
     def least(self, tokens: int, num_prefix: int) -> int:
         """The fewest tokens that can stay of ``tokens`` in one layer; requests below it are clamped."""
