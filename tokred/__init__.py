@@ -16,6 +16,7 @@ from tokred.errors import (
 from tokred.methods import (
     ATP,
     ATS,
+    CLCA,
     DPCKNN,
     VTCCLS,
     AIMMerge,
@@ -67,6 +68,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ATP",
     "ATS",
+    "CLCA",
     "DPCKNN",
     "VTCCLS",
     "AIMMerge",

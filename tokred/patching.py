@@ -136,6 +136,11 @@ def patch(
     bare = unwrap(model)
     found = find_tower(bare, tower)
     _require_patchable(found)
+    if method.replaces_head and not found.classifies:
+        raise UnsupportedModelError(
+            f"{type(method).__name__} brings a classifier of its own, which can take the place of that of timm models; "
+            f"{type(found.module).__name__} is one of {found.family}. Leave classes out to keep the model's own."
+        )
     reduction = Reduction(
         method, found.shape, padding_in_mask=found.padding_in_mask, trace=trace, full_length=full_length
     )

@@ -33,6 +33,7 @@ class LayerView:
         bias: additive attention bias, broadcastable to [B, H, N, N], or ``None``.
         module: the learnable part of the method for this layer, or ``None``.
         soft: [B, N] how much soft decisions of earlier layers left of each token, in training; ``None``: all.
+        guests: [B, G, C] tokens that go along beside the sequence, or ``None``.
         memory: what this method put aside in earlier layers of the same forward.
     """
 
@@ -52,6 +53,7 @@ class LayerView:
         bias: Tensor | None = None,
         module: nn.Module | None = None,
         soft: Tensor | None = None,
+        guests: Tensor | None = None,
         memory: dict[str, Any] | None = None,
         signals: Mapping[Signal, Tensor | Callable[[], Tensor]] | None = None,
     ) -> None:
@@ -68,6 +70,7 @@ class LayerView:
         self.bias = bias
         self.module = module
         self.soft = soft
+        self.guests = guests
         self.memory = memory if memory is not None else {}
         self._signals: dict[Signal, Tensor | Callable[[], Tensor]] = dict(signals or {})
 

@@ -194,6 +194,8 @@ def test_learned_parts_come_back_from_a_file_and_those_of_another_model_are_refu
     with tokred.patch(model, method(weights=path)), torch.no_grad():
         assert torch.equal(model(x), expected)
     assert method(weights=path).describe() == {"weights": str(path)}
+    with tokred.patch(model, method(weights=path).zero(), verify=False) as handle:
+        assert not handle.modules, "what reduces nothing has no parts, and loads none"
     with pytest.raises(ConfigError, match=r"holds .* of shape \[.*24.*\]; this model needs .*of shape \[.*48.*\]"):
         tokred.patch(small(embed_dim=48), method(weights=path))
     with pytest.raises(ConfigError, match=r"holds .*; this model needs no 0\."):

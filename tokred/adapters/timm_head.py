@@ -27,6 +27,7 @@ class ReducedHead:
     def __init__(self, model: nn.Module, reduction: Reduction) -> None:
         self.model: Any = model
         self.argument_names = list(inspect.signature(type(self.model).forward_head).parameters)[1:]
+        self.reduction = reduction
         self.by_size = reduction.method.pools_by_size
         self._require_meaning()
 
@@ -55,6 +56,10 @@ class ReducedHead:
         original = type(self.model).forward_head
         x = arguments[self.argument_names[0]]
         state = state_of(x)
+        if state is not None and not arguments.get("pre_logits"):
+            logits = self.reduction.classify(state)
+            if logits is not None:
+                return logits
         if state is None or not state.reduced:
             return original(self.model, **arguments)
         if arguments.get("patch_valid") is not None:

@@ -5,6 +5,7 @@ from tokred.methods.aim_prune import AIMPrune
 from tokred.methods.atp import ATP
 from tokred.methods.ats import ATS
 from tokred.methods.base import Method
+from tokred.methods.clca import CLCA
 from tokred.methods.correlation import CorrelationCompression
 from tokred.methods.decoder import DecoderMethod
 from tokred.methods.diffrate import DiffRate
@@ -42,6 +43,7 @@ from tokred.methods.zoo_prune import ZOOPrune
 __all__ = [
     "ATP",
     "ATS",
+    "CLCA",
     "DPCKNN",
     "VTCCLS",
     "AIMMerge",

@@ -122,7 +122,7 @@ class DynamicViT(Method):
 
     def zero(self) -> Self:
         """Keep everything."""
-        return self.with_(keep=1.0, schedule=None, budget=None)
+        return self.with_(keep=1.0, weights=None, schedule=None, budget=None)
 
     def macs(self, tokens: int, stay: Mapping[str, int], layer: int, shape: ModelShape) -> int:
         """The predictor."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,11 +19,16 @@ from tokred.view import LayerView
 M = TypeVar("M", bound=nn.Module)
 
 
+@contextmanager
+def same_start() -> Iterator[None]:
+    """Parts that are made inside are the same in every run; who draws random numbers outside gets the same ones."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        yield
+
+
 def stage_parts(method: Method, shape: ModelShape, make: Callable[[int], nn.Module]) -> nn.ModuleDict:
     """A part for every block in which tokens are reduced.
-
-    Their first values come from a seed of their own: they are the same in every run, and whoever draws random numbers
-    before and after gets the same ones as without them.
 
     Args:
         method: whose schedule says which blocks these are.
@@ -30,8 +36,7 @@ def stage_parts(method: Method, shape: ModelShape, make: Callable[[int], nn.Modu
         make: makes the part of a block, given how many patches it leaves.
     """
     before, parts = shape.num_tokens, nn.ModuleDict()
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
+    with same_start():
         for layer, after in enumerate(method.plan(shape).tokens(before)):
             if after < before:
                 parts[str(layer)] = make(after - shape.num_prefix)

@@ -81,7 +81,7 @@ class PatchMerger(Method):
 
     def zero(self) -> Self:
         """Keep everything."""
-        return self.with_(keep=1.0, schedule=None, budget=None)
+        return self.with_(keep=1.0, weights=None, schedule=None, budget=None)
 
     def macs(self, tokens: int, stay: Mapping[str, int], layer: int, shape: ModelShape) -> int:
         """The products of queries and patches, and the sums."""
