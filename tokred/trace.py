@@ -36,6 +36,11 @@ class Trace:
         return counts
 
     @property
+    def masks(self) -> dict[int, Tensor]:
+        """[B, P0] soft decisions on the patches in training, with their gradients, by layer; empty where none is."""
+        return {layer: mask[:, self.shape.num_prefix :] for layer, mask in self.state.masks.items()}
+
+    @property
     def num_patches(self) -> int:
         """Patches that entered the first block."""
         return self.state.num_initial - self.shape.num_prefix

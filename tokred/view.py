@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tokred import ops
 
@@ -31,6 +31,9 @@ class LayerView:
         valid: [B, N] bool, false for padding, which must not influence other tokens; ``None``: all are real.
         scale: factor on the products of ``q`` and ``k``.
         bias: additive attention bias, broadcastable to [B, H, N, N], or ``None``.
+        module: the learnable part of the method for this layer, or ``None``.
+        soft: [B, N] how much soft decisions of earlier layers left of each token, in training; ``None``: all.
+        guests: [B, G, C] tokens that go along beside the sequence, or ``None``.
         memory: what this method put aside in earlier layers of the same forward.
     """
 
@@ -48,6 +51,9 @@ class LayerView:
         valid: Tensor | None = None,
         scale: float | None = None,
         bias: Tensor | None = None,
+        module: nn.Module | None = None,
+        soft: Tensor | None = None,
+        guests: Tensor | None = None,
         memory: dict[str, Any] | None = None,
         signals: Mapping[Signal, Tensor | Callable[[], Tensor]] | None = None,
     ) -> None:
@@ -62,6 +68,9 @@ class LayerView:
         self.valid = valid
         self._scale = scale
         self.bias = bias
+        self.module = module
+        self.soft = soft
+        self.guests = guests
         self.memory = memory if memory is not None else {}
         self._signals: dict[Signal, Tensor | Callable[[], Tensor]] = dict(signals or {})
 

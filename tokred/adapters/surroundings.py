@@ -63,7 +63,7 @@ class RunningMethod:
 def reduced_state() -> TokenState | None:
     """The state behind the last block of the model that is running in this thread, once tokens were reduced."""
     call = current_call()
-    return None if call is None or call.state is None or not call.state.steps else call.state
+    return None if call is None or call.state is None or not call.state.reduced else call.state
 
 
 class SizedKeys:

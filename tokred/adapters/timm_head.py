@@ -27,6 +27,7 @@ class ReducedHead:
     def __init__(self, model: nn.Module, reduction: Reduction) -> None:
         self.model: Any = model
         self.argument_names = list(inspect.signature(type(self.model).forward_head).parameters)[1:]
+        self.reduction = reduction
         self.by_size = reduction.method.pools_by_size
         self._require_meaning()
 
@@ -55,7 +56,11 @@ class ReducedHead:
         original = type(self.model).forward_head
         x = arguments[self.argument_names[0]]
         state = state_of(x)
-        if state is None or not state.steps:
+        if state is not None and not arguments.get("pre_logits"):
+            logits = self.reduction.classify(state)
+            if logits is not None:
+                return logits
+        if state is None or not state.reduced:
             return original(self.model, **arguments)
         if arguments.get("patch_valid") is not None:
             arguments["patch_valid"] = self._valid(arguments["patch_valid"], x, state)
@@ -90,8 +95,9 @@ def weigh_attention_pool(
 ) -> tuple[tuple[Tensor, ...], dict[str, Any]] | None:
     """Pre-hook for attention pooling: a token is attended to once for every patch it stands for."""
     call = current_call()
-    if call is None or call.state is None or (call.state.sizes is None and call.state.short is None):
+    state = None if call is None else call.state
+    if state is None or (state.sizes is None and state.short is None and not state.masks):
         return None
     tokens = inputs[0].shape[1]
-    bias = votes(call.state, True).log()[:, None, None, -tokens:].to(inputs[0].dtype)
+    bias = votes(state, True).log()[:, None, None, -tokens:].to(inputs[0].dtype)
     return inputs, {**kwargs, "attn_mask": add_bias(kwargs.get("attn_mask"), bias)}

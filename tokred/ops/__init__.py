@@ -1,6 +1,7 @@
 """The mathematics of token reduction in plain PyTorch: the truth that fused kernels must reproduce."""
 
 from tokred.ops.attention import attention_matrix, attention_means, attention_received, attention_row
+from tokred.ops.distance import distances
 from tokred.ops.diverse import farthest, nearest_distance
 from tokred.ops.energy import density, energy, gaussian_energy
 from tokred.ops.match import best_match, bipartite_match, both_real, cosine, unit
@@ -18,6 +19,7 @@ __all__ = [
     "both_real",
     "cosine",
     "density",
+    "distances",
     "energy",
     "farthest",
     "first_votes",
