@@ -86,7 +86,7 @@ def tome() -> str:
     return _table(titles, rows, text=0)
 
 
-TABLES: dict[str, Callable[[], str]] = {table.__name__: table for table in (questions, attention, search, tome)}
+TABLES: dict[str, Callable[[], str]] = {table.__name__: table for table in (questions, tokens, attention, search, tome)}
 
 
 def _rows(file: str, order: Callable[[dict[str, Any]], Any]) -> list[dict[str, Any]]:

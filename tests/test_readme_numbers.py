@@ -1,5 +1,6 @@
 """Every number of the README stands in a committed results file."""
 
+import itertools
 import json
 import re
 import runpy
@@ -105,6 +106,42 @@ def test_the_text_on_questions_is_what_the_sweep_measured():
     assert f"reaches {shares[2]:.2f} of its {fastv['ideal_speedup']:.2f}" in text
     part = [100 * row["reduction_ms"] / row["prefill_ms_unpatched"] for row in (vtc, fopru)]
     assert f"{part[0]:.1f} % of the unpatched prefill for VTC-CLS and {part[1]:.1f} % for FoPru" in text
+
+
+def test_the_text_on_tokens_is_what_was_measured():
+    rows = pl.read_parquet(ROOT / "docs" / "results" / "rate_distortion.parquet").sort("model", "bits")
+    text = " ".join(PAGE.split())
+    assert set(rows["images"]) == {500}
+    curves = {model: list(part["psnr"]) for (model,), part in rows.group_by("model", maintain_order=True)}
+    assert all(b > a for curve in curves.values() for a, b in itertools.pairwise(curve))
+    gains = []
+    for name in ("flextok-fmnist", "flextok-shapes"):
+        record = json.loads((ROOT / "models" / name / "curve.json").read_text())
+        known = list(record["one_step_psnr"].values())
+        gains.append((record["mean_image_psnr"], known[0], known[-1]))
+    (mean, first, last), (mean_s, first_s, last_s) = gains
+    assert f"{mean:.1f} dB for Fashion-MNIST and {mean_s:.1f} dB for shapes" in text
+    assert f"one token is {first - mean:.1f} and {first_s - mean_s:.1f} dB above it" in text
+    assert f"all of them {last - mean:.1f} and {last_s - mean_s:.1f} dB" in text
+    control, ours = curves["flextok-fmnist-unordered"], curves["flextok-fmnist"]
+    assert f"With all tokens the control is {control[-1] - ours[-1]:.1f} dB better" in text
+    assert control[0] < mean
+    probes = rows.group_by("data", maintain_order=True).first()["probe_top1_originals"]
+    assert f"{probes[0]:.1f} % of the classes of Fashion-MNIST and {probes[1]:.1f} % of the numbers of shapes" in text
+    away = [row["psnr"] - row["psnr_drawn"] for row in rows.iter_rows(named=True) if "unordered" not in row["model"]]
+    assert f"{min(away):.1f} to {max(away):.1f} dB further" in text
+
+
+@pytest.mark.parametrize("name", ["flextok-fmnist", "flextok-shapes"])
+def test_the_text_on_the_speed_of_tokenizers_is_what_was_measured(name):
+    record = json.loads((ROOT / "docs" / "results" / f"bench_{name.replace('-', '_')}.json").read_text())
+    encode, decode = (f"{record[part]['over_blocks']:.2f}" for part in ("encode", "decode"))
+    said = {
+        "flextok-fmnist": f"takes {encode} times and decoding {decode} times as long for `flextok-fmnist`",
+        "flextok-shapes": f"{encode} and {decode} times for `flextok-shapes`",
+    }
+    assert said[name] in " ".join(PAGE.split())
+    assert record["threads"] == 1
 
 
 def test_on_the_cpu_the_mask_is_the_cheapest_way_to_proportional_attention():
