@@ -130,9 +130,7 @@ def test_explain_prints_counts_adapter_and_verdict(capsys, tiny_model: str):
 
 def test_the_lists_name_what_there_is(capsys):
     _, out, _ = run(capsys, "methods")
-    trained = {name for name, method in methods().items() if method.learned} - {"diffrate"}
-    assert trained
-    assert {name: name in out for name in methods()} == {name: name not in trained for name in methods()}
+    assert all(name in out for name in methods())
     _, out, _ = run(capsys, "schedules")
     assert "deit_small_2.9g" in out
     code, out, _ = run(capsys, "models")
