@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tests.tokenizers.tiny import flextok, karl
 from tokred.cli.tables import planned_table, result_tables
 from tokred.errors import ConfigError, DataError
 from tokred.sweep import Document, parse_spec, plot_results, preview, read_results, run_sweep
+from tokred.sweep.strips import draw_strips
 from tokred.tokenizer_assets import save_tokenizer
 
 
@@ -57,6 +59,7 @@ def test_every_number_of_tokens_has_its_bits_and_its_distortion(folders: dict[st
         assert row["probe_top1_originals"] == rows[0]["probe_top1_originals"]
     assert len({row["psnr"] for row in rows}) == 3
     assert "strip" not in read_results(tmp_path / "runs").columns
+    assert [bool(row["strip_originals"]) for row in rows] == [True, False, False]
     table = next(result_tables(rows))
     assert [str(cell) for cell in table.columns[2].cells] == ["6.0", "4.0", "1.0"]
 
@@ -65,6 +68,18 @@ def test_the_same_seed_draws_the_same_pictures(folders: dict[str, str], data: st
     spec = spec_of([folders["flextok"]], data, {"method": "length", "tokens": 2, "steps": 2})
     first, second = (run_sweep(spec, tmp_path / name)[1] for name in "ab")
     assert (first["psnr_drawn"], first["strip"]) == (second["psnr_drawn"], second["strip"])
+
+
+def test_the_originals_stand_below_what_was_drawn(tmp_path: Path):
+    png = io.BytesIO()
+    Image.new("RGB", (8, 4)).save(png, "PNG")
+    row = {"model": "flextok", "tokens": 1.0, "bits": 8.0, "psnr_drawn": 20.0, "strip": png.getvalue()}
+    sizes = []
+    for name, more in (("without", {}), ("with", {"strip_originals": png.getvalue()})):
+        draw_strips(tmp_path / f"{name}.png", [row, {**row, "bits": 16.0, **more}])
+        with Image.open(tmp_path / f"{name}.png") as picture:
+            sizes.append(picture.height)
+    assert sizes[1] - sizes[0] == pytest.approx(0.95 * 110, abs=2), "one row of pictures more"
 
 
 def test_methods_can_be_for_some_of_the_models(folders: dict[str, str], data: str, tmp_path: Path):

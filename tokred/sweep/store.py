@@ -74,6 +74,7 @@ COLUMNS = {
     "encode_speedup": "float64",  # over all tokens, as decode_speedup
     "decode_images_per_second": "float64",
     "strip": "binary",  # PNG of the first pictures, decoded
+    "strip_originals": "binary",  # the same of the originals, in the row of the tokenizer itself
     "adapter": "string",
     "batch_size": "int64",
     "dtype": "string",
@@ -172,7 +173,7 @@ def read_results(folder: str | Path, *, predictions: bool = False) -> Any:
     if not rows:
         raise DataError(f"{folder} holds no results of a sweep. Run: tokred sweep quickstart --out {folder}")
     frame = pl.from_arrow(pa.Table.from_pylist([_complete(row) for row in rows], schema=_schema()))
-    return frame if predictions else frame.drop("predictions", "answers", "strip")
+    return frame if predictions else frame.drop("predictions", "answers", "strip", "strip_originals", strict=False)
 
 
 def _complete(row: Mapping[str, Any]) -> dict[str, Any]:

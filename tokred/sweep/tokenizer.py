@@ -153,6 +153,7 @@ def measure_tokenizer(
         "probe_top1_originals": subject.probe.accuracy(subject.seen[0], subject.labels),
         **_speed_columns(point, subject, writing, drawing, report),
         "strip": _strip(pictures),
+        "strip_originals": _strip(originals) if point.method is None else None,
     }
 
 
