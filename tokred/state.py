@@ -19,11 +19,12 @@ _ATTRIBUTE = "_tokred"
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One reduction that happened: in which layer, by which map, and the sizes after it."""
+    """One reduction that happened: in which layer, by which map, and the sizes and masks after it."""
 
     layer: int
     map: TokenMap
     sizes: Tensor | None
+    alive: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +36,7 @@ class TokenState:
         steps: the reductions so far.
         sizes: [B, N] float32, patches that each token stands for; ``None`` while all are one.
         valid: [B, N] bool, false for padding; ``None``: all are real.
+        alive: [B, N] float32, 0 for tokens that are masked instead of removed, in training; ``None``: none is.
         position: [B, N] index of each token's anchor among the initial tokens; ``None`` before the first reduction.
         short: the reduced tokens, where the tensor that carries this state has the full length.
         memory: what the method put aside.
@@ -46,6 +48,7 @@ class TokenState:
     steps: tuple[Step, ...] = ()
     sizes: Tensor | None = None
     valid: Tensor | None = None
+    alive: Tensor | None = None
     position: Tensor | None = None
     short: Tensor | None = None
     memory: dict[str, Any] = field(default_factory=dict)
@@ -72,8 +75,11 @@ class TokenState:
         if token_map.valid is not None:
             valid = token_map.valid if valid is None else valid & token_map.valid
         position = token_map.kept if self.position is None else token_map.gather(self.position)
-        step = Step(layer, token_map, sizes)
-        return replace(self, steps=(*self.steps, step), sizes=sizes, valid=valid, position=position)
+        alive = self.alive if self.alive is None else token_map.gather(self.alive)
+        if token_map.alive is not None:
+            alive = token_map.alive if alive is None else alive * token_map.alive
+        step = Step(layer, token_map, sizes, alive)
+        return replace(self, steps=(*self.steps, step), sizes=sizes, valid=valid, alive=alive, position=position)
 
     def _counts(self, token_map: TokenMap) -> bool:
         """Whether sizes differ after a reduction."""

@@ -29,6 +29,8 @@ class TokenMap:
         size_weight: [B, M + R], factors on the sizes when they are summed (DiffRate); ``None``: ones.
         valid: [B, M] bool, false for slots that only pad a ragged batch; ``None``: all are real.
         reduce: ``"mean"`` divides by the sum of the weights of the slot, ``"sum"`` does not.
+        alive: [B, M] float, in training that masks tokens instead of removing them: 0 hides a slot from the others
+            from here on, 1 does not; it may carry a gradient. ``None``: all are seen.
     """
 
     kept: Tensor
@@ -39,6 +41,7 @@ class TokenMap:
     size_weight: Tensor | None = None
     valid: Tensor | None = None
     reduce: Literal["mean", "sum"] = "mean"
+    alive: Tensor | None = None
 
     @classmethod
     def select(cls, kept: Tensor, num_tokens: int, valid: Tensor | None = None) -> TokenMap:

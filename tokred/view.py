@@ -29,6 +29,7 @@ class LayerView:
         num_initial: tokens that entered the first block.
         sizes: [B, N] float32, patches that each token stands for; ``None`` while all are one.
         valid: [B, N] bool, false for padding, which must not influence other tokens; ``None``: all are real.
+        alive: [B, N] float, 0 for tokens that are masked instead of removed, in training; ``None``: none is.
         scale: factor on the products of ``q`` and ``k``.
         bias: additive attention bias, broadcastable to [B, H, N, N], or ``None``.
         memory: what this method put aside in earlier layers of the same forward.
@@ -46,6 +47,7 @@ class LayerView:
         num_initial: int | None = None,
         sizes: Tensor | None = None,
         valid: Tensor | None = None,
+        alive: Tensor | None = None,
         scale: float | None = None,
         bias: Tensor | None = None,
         memory: dict[str, Any] | None = None,
@@ -60,6 +62,7 @@ class LayerView:
         self.num_initial = num_initial if num_initial is not None else x.shape[1]
         self.sizes = sizes
         self.valid = valid
+        self.alive = alive
         self._scale = scale
         self.bias = bias
         self.memory = memory if memory is not None else {}
@@ -120,10 +123,10 @@ class LayerView:
         return ops.attention_row(self.q, self.k, self.scale, index, self.bias)
 
     def attention_received(self) -> Tensor:
-        """[B, H, N] attention that every token receives on average over the queries that are no padding."""
-        votes = (
-            torch.ones(self.batch, self.num_tokens, device=self.x.device) if self.valid is None else self.valid.float()
-        )
+        """[B, H, N] attention that every token receives on average over the queries that are there."""
+        votes = torch.ones(self.batch, self.num_tokens, device=self.x.device)
+        for there in (self.valid, self.alive):
+            votes = votes if there is None else votes * there
         votes = (votes / votes.sum(dim=1, keepdim=True)).unsqueeze(1).expand(self.q.shape[:3])
         return ops.attention_received(self.q, self.k, self.scale, votes, self.bias)
 

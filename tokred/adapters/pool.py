@@ -9,7 +9,7 @@ from tokred.state import TokenState
 
 
 def votes(state: TokenState, by_size: bool) -> Tensor:
-    """[B, N] float32: how many patches each row counts for, 0 for padding and for dropped tokens.
+    """[B, N] float32: how many patches each row counts for, 0 for padding and for dropped or masked tokens.
 
     Args:
         state: of the tokens behind the last block; in full length, rows that were copied back count for themselves.
@@ -21,7 +21,9 @@ def votes(state: TokenState, by_size: bool) -> Tensor:
         count = state.sizes
     else:
         count = torch.ones_like(state.slot()[:, :1], dtype=torch.float32).expand(-1, state.num_tokens)
-    return count if state.valid is None else count * state.valid
+    for there in (state.valid, state.alive):
+        count = count if there is None else count * there
+    return count
 
 
 def weigh(x: Tensor, votes: Tensor, first: int, count: Tensor | int | None = None) -> Tensor:
@@ -31,5 +33,5 @@ def weigh(x: Tensor, votes: Tensor, first: int, count: Tensor | int | None = Non
     """
     weight = votes[:, first:]
     rows = weight.shape[1] if count is None else count
-    weight = weight * rows / weight.sum(dim=1, keepdim=True)
+    weight = weight * rows / weight.detach().sum(dim=1, keepdim=True)  # as in the training of DiffRate
     return torch.cat([x[:, :first], x[:, first:] * weight.unsqueeze(2).to(x.dtype)], dim=1)

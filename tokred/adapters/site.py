@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tokred.adapters.attention import Call, Removable, Run, calling, current_call
+from tokred.adapters.masked import masked
 from tokred.adapters.parts import BlockParts
 from tokred.errors import NonFiniteError, ScheduleMismatchError
 from tokred.methods.base import Method
@@ -62,6 +63,8 @@ class Reduction:
         Raises:
             ScheduleMismatchError: it acts on a block that the nominal schedule left alone, so that no site is there.
         """
+        if self.method.masks:  # its counts change while it learns
+            return self.method.plan(self.shape.with_tokens(num_tokens))
         if num_tokens not in self._plans:
             self._plans[num_tokens] = self.method.plan(self.shape.with_tokens(num_tokens))
             if self._first_layer(num_tokens) < self.first:
@@ -77,6 +80,8 @@ class Reduction:
         return type(self.method).__name__
 
     def _first_layer(self, num_tokens: int) -> int:
+        if self.method.masks:
+            return 0
         counts = self._plans[num_tokens].tokens(num_tokens)
         return next((layer for layer, n in enumerate(counts) if n < num_tokens), len(counts))
 
@@ -137,7 +142,7 @@ class Site:
         parts, block = self.parts, self.block
         arguments = self._indexed(arguments, state, x, call)
         stay = self.reduction.plan(state.num_initial).stay(self.layer)
-        call.catching = reducing = min(stay.values()) < x.shape[1]
+        call.catching = reducing = self.reduction.method.masks or min(stay.values()) < x.shape[1]
         original = parts.original(block)
         if not (reducing or self.reduction.idle):
             return original(block, x, **arguments), state
@@ -175,12 +180,13 @@ class Site:
             num_initial=state.num_initial,
             sizes=state.sizes,
             valid=state.valid,
+            alive=state.alive,
             scale=parts.reader.scale(attn),
             bias=call.caught.get("bias", arguments.get(parts.bias)),
             memory=state.memory,
             signals=signals,
         )
-        with torch.no_grad():
+        with torch.set_grad_enabled(self.reduction.method.masks and torch.is_grad_enabled()):
             token_map = self.reduction.method.reduce(view)
             if view.valid is not None:
                 token_map = token_map.with_padding_last(view.valid)
@@ -281,14 +287,19 @@ class OwnBias:
 
 
 def key_bias(state: TokenState, proportional: bool, dtype: torch.dtype) -> Tensor | None:
-    """[B, 1, 1, N] additive bias: log of the sizes (proportional attention), minus infinity for padding slots."""
+    """[B, 1, 1, N] additive bias: log of the sizes (proportional attention), minus infinity for padding slots.
+
+    Where tokens are masked it says so, too.
+    """
     ragged = any(step.map.valid is not None for step in state.steps)
     bias = None
     if proportional and state.sizes is not None:
         bias = state.sizes.log()
     elif ragged and state.valid is not None:
         bias = torch.zeros_like(state.valid, dtype=torch.float32).masked_fill(~state.valid, -torch.inf)
-    return None if bias is None else bias[:, None, None].to(dtype)
+    if bias is None and state.alive is not None:
+        bias = torch.zeros_like(state.alive)
+    return None if bias is None else masked(bias[:, None, None].to(dtype), state.alive)
 
 
 def add_bias(mask: Tensor | None, bias: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from tokred.adapters.attention import Call, calling, current_call
 from tokred.adapters.base import Undo
+from tokred.adapters.masked import masked
 from tokred.adapters.pool import votes, weigh
 from tokred.adapters.site import Reduction, add_bias
 from tokred.errors import UnsupportedModelError
@@ -78,7 +80,7 @@ class ReducedHead:
 
     def _weighed(self, x: Tensor, state: TokenState, patch_valid: Tensor | None) -> Tensor:
         """Scale the tokens so that their plain mean is their mean by size."""
-        if not self.by_size and state.valid is None and state.short is None:
+        if not self.by_size and state.valid is None and state.short is None and state.alive is None:
             return x
         first = 0 if getattr(self.model, "pool_include_prefix", False) else self.model.num_prefix_tokens
         count = None if patch_valid is None else patch_valid.sum(dim=1, keepdim=True)
@@ -90,8 +92,12 @@ def weigh_attention_pool(
 ) -> tuple[tuple[Tensor, ...], dict[str, Any]] | None:
     """Pre-hook for attention pooling: a token is attended to once for every patch it stands for."""
     call = current_call()
-    if call is None or call.state is None or (call.state.sizes is None and call.state.short is None):
+    if call is None or call.state is None:
         return None
-    tokens = inputs[0].shape[1]
-    bias = votes(call.state, True).log()[:, None, None, -tokens:].to(inputs[0].dtype)
+    state, tokens = call.state, inputs[0].shape[1]
+    if state.sizes is None and state.short is None and state.alive is None:
+        return None
+    count = votes(replace(state, alive=None), True)  # a mask takes another way: it has no logarithm
+    bias = count.log()[:, None, None, -tokens:].to(inputs[0].dtype)
+    bias = masked(bias, None if state.alive is None else state.alive[:, -tokens:])
     return inputs, {**kwargs, "attn_mask": add_bias(kwargs.get("attn_mask"), bias)}

@@ -27,6 +27,8 @@ class Method(AnyMethod):
 
     Attributes:
         schedule: counts for every layer; a schedule, a file, or the name of a shipped one.
+        masks: (class) it is in training: in every layer its maps keep all tokens, ``TokenMap.alive`` says which of
+            them are still seen, and gradients pass through the decision.
         adaptive: (class) images may keep fewer tokens than the schedule says, never more.
         budget: what the model may cost instead: ``"2.9 GMACs"``, ``"60%"``, ``"96 tokens"``.
     """
@@ -35,6 +37,7 @@ class Method(AnyMethod):
     tracks: ClassVar[tuple[str, ...]] = ("merge",)
     needs: ClassVar[frozenset[Signal]] = frozenset()
     adaptive: ClassVar[bool] = False
+    masks: ClassVar[bool] = False
 
     schedule: Schedule | str | Path | None = None
     budget: str | None = None
@@ -88,7 +91,7 @@ class Method(AnyMethod):
         """
         if self.schedule is not None:
             given = self.schedule if isinstance(self.schedule, Schedule) else Schedule.load(self.schedule)
-            given.require(shape.depth, self.tracks)
+            given.require(shape.depth, self.tracks, shape.fingerprint)
         elif self.budget is not None:
             given = Schedule.solve(
                 self.budget,

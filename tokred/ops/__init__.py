@@ -3,6 +3,7 @@
 from tokred.ops.attention import attention_matrix, attention_means, attention_received, attention_row
 from tokred.ops.diverse import farthest, nearest_distance
 from tokred.ops.energy import density, energy, gaussian_energy
+from tokred.ops.masked import masked_softmax
 from tokred.ops.match import best_match, bipartite_match, both_real, cosine, unit
 from tokred.ops.merge import merge, merge_sizes, merge_tokens, take
 from tokred.ops.proportional import key_biased_attention, proportional_attention
@@ -23,6 +24,7 @@ __all__ = [
     "first_votes",
     "gaussian_energy",
     "key_biased_attention",
+    "masked_softmax",
     "merge",
     "merge_sizes",
     "merge_tokens",

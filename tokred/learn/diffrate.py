@@ -1,0 +1,197 @@
+"""DiffRate's rates as something that learns (arXiv 2305.17997): expected counts, masks, and what they cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from tokred import ops
+from tokred.errors import ConfigError, ScheduleMismatchError, UnsupportedModelError
+from tokred.methods.diffrate import DiffRate, merge_sorted
+from tokred.schedule import Schedule
+from tokred.shape import ModelShape
+from tokred.token_map import TokenMap
+from tokred.view import LayerView
+
+_ROUNDING = 1e-4  # a sum of float32 products that should be whole may lie this much above it
+
+
+class Rates(nn.Module):
+    """How many tokens every block but the first keeps by pruning, and then by merging, as distributions over counts.
+
+    The differentiable discrete proxy of the paper: candidates are numbers of patches, and the count in force is the
+    expected one, rounded up.
+
+    Attributes:
+        candidates: [K] patches that may be kept, falling.
+        logits: [L - 1, 2, K] what is learned, for pruning and merging; zero at first.
+
+    Args:
+        shape: the model.
+        granularity: distance of two candidates.
+
+    >>> Rates(ModelShape.vit(depth=3, dim=192, heads=3, patches=196), granularity=2).schedule().tracks["merge"]
+    (197, 100, 100)
+    """
+
+    candidates: Tensor
+
+    def __init__(self, shape: ModelShape, granularity: int = 4) -> None:
+        super().__init__()
+        if shape.depth < 2:
+            raise ConfigError("DiffRate never reduces the first block, and this model has no other.")
+        if not 1 <= granularity < shape.num_patches:
+            raise ConfigError(f"granularity {granularity}: it must lie between 1 and {shape.num_patches - 1} patches.")
+        self.num_tokens, self.num_prefix = shape.num_tokens, shape.num_prefix
+        candidates = torch.arange(shape.num_patches, 0, -granularity, dtype=torch.float32)
+        self.register_buffer("candidates", candidates, persistent=False)
+        self.logits = nn.Parameter(torch.zeros(shape.depth - 1, 2, len(candidates)))
+
+    def kept(self) -> Tensor:
+        """[L - 1, 2] the tokens that stay, prefix included; rounding up lets the gradient through."""
+        expected = (self.logits.softmax(dim=-1) * self.candidates).sum(dim=-1)
+        rounded = (expected.detach() - _ROUNDING).ceil()
+        return rounded + (expected - expected.detach()) + self.num_prefix
+
+    def chance(self, layer: int) -> Tensor:
+        """[2, N] how likely the token at each place of the order stays after block ``layer``, by the distributions."""
+        place = torch.arange(self.num_tokens, device=self.logits.device)
+        stays = self.candidates[:, None] + self.num_prefix > place  # [K, N]
+        return self.logits[layer - 1].softmax(dim=-1) @ stays.to(self.logits.dtype)
+
+    def schedule(self) -> Schedule:
+        """The counts in force."""
+        prune, merge = self.kept().detach().round().int().T.tolist()
+        whole = self.num_tokens
+        return Schedule({"prune": (whole, *prune), "merge": (whole, *merge)}, num_tokens=whole)
+
+    def tilted(self, slope: float) -> Rates:
+        """Rates whose chances are multiplied by ``e^(slope k / P)``: of all with that mean the nearest to these."""
+        tilted = Rates.__new__(Rates)
+        nn.Module.__init__(tilted)
+        tilted.num_tokens, tilted.num_prefix = self.num_tokens, self.num_prefix
+        tilted.register_buffer("candidates", self.candidates, persistent=False)
+        tilted.logits = nn.Parameter(self.logits.detach() + slope * self.candidates / self.candidates[0])
+        return tilted
+
+    @property
+    def untrained(self) -> bool:
+        """Every count is as likely as every other still."""
+        return bool((self.logits.detach() == 0).all())
+
+
+def survive(chance: Tensor, kept: int, gone: Tensor) -> Tensor:
+    """Masks that are hard forwards and pass gradients on to chances.
+
+    Args:
+        chance: [N] of the token at each place of the order.
+        kept: places that stay.
+        gone: [.., N] bool, tokens that are masked already, which stay as they are.
+
+    Returns:
+        [.., N] 0 or 1.
+    """
+    hard = ((torch.arange(len(chance), device=chance.device) < kept) | gone).to(chance.dtype)
+    return hard - chance.detach() + chance
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedDiffRate(DiffRate):
+    """DiffRate in training: every block sorts its tokens and masks what inference would remove.
+
+    Attributes:
+        rates: what learns.
+    """
+
+    masks: ClassVar[bool] = True
+
+    rates: Rates
+
+    def law(self, shape: ModelShape) -> Schedule:
+        """The counts that the rates say now."""
+        if shape.num_tokens != self.rates.num_tokens or shape.depth != len(self.rates.logits) + 1:
+            raise ScheduleMismatchError(
+                f"The rates are for {len(self.rates.logits) + 1} blocks and {self.rates.num_tokens} tokens; the model "
+                f"has {shape.depth} blocks and gets {shape.num_tokens} tokens. Learn with images of one size."
+            )
+        return self.rates.schedule()
+
+    def zero(self) -> None:
+        """Rates are what they are."""
+
+    def reduce(self, view: LayerView) -> TokenMap:
+        """All tokens, sorted, the first of them merged; ``alive`` masks those that inference would remove."""
+        if view.valid is not None:
+            raise UnsupportedModelError("DiffRate learns from images of one size, without padding.")
+        if view.layer == 0:
+            return TokenMap.identity(view.batch, view.num_tokens, view.x.device)
+        prune_to, merge_to = view.stay["prune"], view.stay["merge"]
+        token_map = self._sorted(view, prune_to, merge_to)
+        before = view.x.new_ones(view.x.shape[:2], dtype=torch.float32) if view.alive is None else view.alive.detach()
+        gone = token_map.gather(before) == 0
+        by_pruning, by_merging = self.rates.chance(view.layer)
+        alive = survive(by_pruning, prune_to, gone)
+        if merge_to < prune_to:
+            alive = alive * survive(by_merging, merge_to, gone | (alive.detach() == 0))
+        return replace(token_map, alive=alive)
+
+    @torch.no_grad()
+    def _sorted(self, view: LayerView, prune_to: int, merge_to: int) -> TokenMap:
+        importance = view.class_attention()
+        if view.alive is not None:
+            importance = importance.masked_fill(view.alive[:, view.num_prefix :] == 0, -1.0)
+        order = ops.rank_descending(importance)
+        return merge_in_place(view.x, view.sizes, order, prune_to, merge_to, view.num_prefix)
+
+
+def merge_in_place(
+    x: Tensor, sizes: Tensor | None, order: Tensor, prune_to: int, merge_to: int, num_prefix: int
+) -> TokenMap:
+    """:func:`tokred.methods.diffrate.merge_sorted` as it is in training: every token keeps a slot, in that order.
+
+    A merged token keeps at least 1 of its size, and gives that to its target.
+    """
+    batch, tokens, _ = x.shape
+    prefix = torch.arange(num_prefix, device=x.device).expand(batch, -1)
+    everything = torch.cat([prefix, order + num_prefix], dim=1)
+    hard = merge_sorted(x, order, prune_to, merge_to, num_prefix)
+    if hard.size_weight is None:
+        return TokenMap.select(everything, tokens)
+    similarity = hard.size_weight[:, merge_to:]
+    size = torch.ones_like(similarity) if sizes is None else sizes.gather(1, hard.moved)
+    weight = torch.ones(batch, tokens + similarity.shape[1], device=x.device)
+    size_weight, given = weight.clone(), (size * similarity).clamp(min=1.0) / size
+    size_weight[:, merge_to:prune_to] = size_weight[:, tokens:] = given
+    return replace(hard, kept=everything, weight=weight, size_weight=size_weight)
+
+
+def formula_macs(shape: ModelShape, kept: Tensor) -> Tensor:
+    """DiffRate's formula of the multiply-accumulates, with a gradient for the counts.
+
+    The same numbers as :func:`tokred.cost.cost` in the convention "diffrate". The fewest of the tokens before a block
+    and of both counts of it stay; both counts get the whole gradient, the tokens before none.
+
+    Args:
+        shape: the model.
+        kept: [L - 1, 2] of the blocks behind the first.
+    """
+    tokens = kept.new_tensor(float(shape.num_tokens))
+    total = kept.new_tensor(round(shape.stem_macs * shape.num_tokens / shape.num_patches) + shape.head_macs)
+    for layer, block in enumerate(shape.blocks):
+        after = tokens
+        if layer:
+            counts = kept[layer - 1]
+            fewest = torch.minimum(tokens, counts.min()).detach()
+            after = fewest + (counts - counts.detach()).sum()
+        attention = block.attention_weights * tokens + 2 * block.attention_width * tokens.square()
+        total = total + attention + block.mlp_weights * (tokens if block.parallel else after)
+        tokens = after
+    return total + shape.head_weights * tokens
+
+
+def diffrate_loss(cross_entropy: Tensor, macs: Tensor, target: float, weight: float = 5.0, unit: float = 1e9) -> Tensor:
+    """``cross_entropy + weight ((macs - target) / unit)^2``."""
+    return cross_entropy + weight * ((macs - target) / unit).square()
