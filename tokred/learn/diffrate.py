@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -60,7 +61,7 @@ class Rates(nn.Module):
         """[2, N] how likely the token at each place of the order stays after block ``layer``, by the distributions."""
         place = torch.arange(self.num_tokens, device=self.logits.device)
         stays = self.candidates[:, None] + self.num_prefix > place  # [K, N]
-        return self.logits[layer - 1].softmax(dim=-1) @ stays.to(self.logits.dtype)
+        return (self.logits[layer - 1].softmax(dim=-1).unsqueeze(-1) * stays).sum(dim=-2)  # no product under autocast
 
     def schedule(self) -> Schedule:
         """The counts in force."""
@@ -70,11 +71,8 @@ class Rates(nn.Module):
 
     def tilted(self, slope: float) -> Rates:
         """Rates whose chances are multiplied by ``e^(slope k / P)``: of all with that mean the nearest to these."""
-        tilted = Rates.__new__(Rates)
-        nn.Module.__init__(tilted)
-        tilted.num_tokens, tilted.num_prefix = self.num_tokens, self.num_prefix
-        tilted.register_buffer("candidates", self.candidates, persistent=False)
-        tilted.logits = nn.Parameter(self.logits.detach() + slope * self.candidates / self.candidates[0])
+        tilted = copy.deepcopy(self)
+        tilted.logits.data += slope * self.candidates / self.candidates[0]
         return tilted
 
     @property
@@ -140,11 +138,12 @@ class MaskedDiffRate(DiffRate):
 
     @torch.no_grad()
     def _sorted(self, view: LayerView, prune_to: int, merge_to: int) -> TokenMap:
-        importance = view.class_attention()
-        if view.alive is not None:
-            importance = importance.masked_fill(view.alive[:, view.num_prefix :] == 0, -1.0)
-        order = ops.rank_descending(importance)
-        return merge_in_place(view.x, view.sizes, order, prune_to, merge_to, view.num_prefix)
+        with torch.autocast(view.x.device.type, enabled=False):  # order and partners are those of inference
+            importance = view.class_attention()
+            if view.alive is not None:
+                importance = importance.masked_fill(view.alive[:, view.num_prefix :] == 0, -1.0)
+            order = ops.rank_descending(importance)
+            return merge_in_place(view.x, view.sizes, order, prune_to, merge_to, view.num_prefix)
 
 
 def merge_in_place(
