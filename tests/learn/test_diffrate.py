@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import tokred
+from tests.adapters import zoo_huggingface, zoo_open_clip
 from tests.sweep.tiny import SHARED, write_pictures
 from tokred.adapters import find_tower
 from tokred.adapters.masked import masked
@@ -79,15 +80,40 @@ def test_masking_is_removing_where_nothing_is_merged(name: str, fused: bool):
     for module in model.modules():
         if hasattr(module, "fused_attn"):
             vars(module)["fused_attn"] = fused
+    require_masking_to_be_removing(model, lambda: model(images()))
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", ["vit", "beit", "dinov3"])
+def test_so_it_is_in_transformers(name: str, attention: str):
+    model = zoo_huggingface.build(name, attention).requires_grad_(False)
+    require_masking_to_be_removing(model, lambda: model(**zoo_huggingface.images(name))[0][:, :5])
+
+
+@pytest.mark.parametrize("name", ["class-token", "average", "own-attention"])
+def test_so_it_is_in_open_clip(name: str):
+    model = zoo_open_clip.build(name).requires_grad_(False)
+    require_masking_to_be_removing(model, lambda: model.encode_image(zoo_open_clip.images()))
+
+
+@pytest.mark.parametrize(("library", "name"), [(zoo_open_clip, "attention-pool"), (zoo_huggingface, "siglip")])
+def test_a_pool_that_would_lose_the_gradient_is_refused(library: Any, name: str):
+    model = library.build(name)
+    with pytest.raises(UnsupportedModelError, match="masked tokens get no gradient"):
+        tokred.patch(model, MaskedDiffRate(rates=rates_of(model)))
+    assert not hasattr(find_tower(model).module, "_tokred_handle")
+
+
+def require_masking_to_be_removing(model: nn.Module, run: Callable[[], Tensor]) -> None:
     rates = without_merging(rates_of(model))
     schedule = rates.schedule()
     assert schedule.tokens(rates.num_tokens)[-1] < rates.num_tokens / 2
     with tokred.patch(model, MaskedDiffRate(rates=rates), trace=True) as handle:
-        soft = model(images())
+        soft = run()
         assert handle.trace.tokens_per_layer == list(schedule.tokens(rates.num_tokens))
     with tokred.patch(model, tokred.DiffRate(schedule=schedule)):
-        hard = model(images())
-    plain = model(images())
+        hard = run()
+    plain = run()
     effect, error = (float(difference.abs().max().detach()) for difference in (plain - hard, soft - hard))
     assert error < 1e-3 * effect, "the rest is the epsilon in the softmax"
     assert effect > 1e-3, "the comparison can fail"
@@ -402,6 +428,7 @@ def test_what_cannot_be_learned_is_refused_with_a_sentence(
         ({"steps": 0}, ConfigError, "steps 0: it must be above 0"),
         ({"unit": 0.0}, ConfigError, "unit 0.0"),
         ({"shift": -1}, ConfigError, "shift -1"),
+        ({"clip": 0.0}, ConfigError, "clip 0.0: it must be above 0"),
         ({"convention": "half"}, ConfigError, "known are full, diffrate, pitome"),
     ],
 )

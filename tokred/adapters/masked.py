@@ -15,8 +15,8 @@ from tokred.ops import masked_softmax
 
 _SOFTMAX = {torch.softmax, Tensor.softmax, F.softmax}
 _SAME_KEYS = {
-    torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__, Tensor.to, Tensor.float, Tensor.type_as, Tensor.expand,
-    Tensor.expand_as, Tensor.__getitem__, Tensor.masked_fill, Tensor.unsqueeze, Tensor.contiguous, Tensor.detach,
+    torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__, Tensor.to, Tensor.float, Tensor.expand, Tensor.__getitem__,
+    Tensor.masked_fill,
 }  # fmt: skip
 
 
@@ -52,7 +52,7 @@ class MaskedBias(Tensor):
             name = getattr(func, "__name__", str(func))
             raise UnsupportedModelError(
                 f"The attention of this model takes its mask through {name}, which is not known to keep masked tokens "
-                "out. Rates can be learned in timm's vision transformers; please report the model."
+                "out, so nothing that masks tokens can be trained in it. Please report the model."
             )
         return result
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tokred.adapters.attention import Run, calling, current_call
 from tokred.adapters.pool import votes
 from tokred.adapters.site import Reduction
+from tokred.errors import UnsupportedModelError
 from tokred.state import TokenState
 
 
@@ -79,6 +80,11 @@ class SizedKeys:
         state = reduced_state()
         if state is None:
             return None
+        if state.alive is not None:
+            raise UnsupportedModelError(
+                "This model pools with an nn.MultiheadAttention, through which masked tokens get no gradient, so "
+                "nothing that masks tokens can be trained in it."
+            )
         x = inputs[0]
         bias = votes(state, self.by_size).log().to(x.dtype)
         given = kwargs.get("key_padding_mask")

@@ -93,7 +93,7 @@ def survive(chance: Tensor, kept: int, gone: Tensor) -> Tensor:
         [.., N] 0 or 1.
     """
     hard = ((torch.arange(len(chance), device=chance.device) < kept) | gone).to(chance.dtype)
-    return hard - chance.detach() + chance
+    return hard + (chance - chance.detach())
 
 
 @dataclass(frozen=True, kw_only=True)

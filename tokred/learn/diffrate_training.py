@@ -58,6 +58,8 @@ class DiffRateSpec:
         weight: of the squared distance from the target.
         unit: GMACs in which that distance is measured; 1 in the paper. ``None``: the model has as many units as DeiT-S
             has GMACs, so that the same weight does the same to small and large models.
+        clip: largest norm of the gradient. A masked token that would draw all attention has an enormous one, after
+            which the optimizer, which goes by the size of gradients, would stand still for a thousand steps.
         granularity: patches between two counts that can be chosen from.
         holdout: images that are set aside; all measurements are made on them.
         shift: pixels that images are moved by, at most.
@@ -78,6 +80,7 @@ class DiffRateSpec:
     learning_rate: float = 0.01
     weight: float = 5.0
     unit: float | None = None
+    clip: float = 0.05
     granularity: int = 4
     holdout: int = 1000
     shift: int = 0
@@ -89,7 +92,7 @@ class DiffRateSpec:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "learning_rate", "weight", "granularity", "holdout"):
+        for name in ("steps", "batch_size", "learning_rate", "weight", "clip", "granularity", "holdout"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} {getattr(self, name)}: it must be above 0.")
         if self.unit is not None and self.unit <= 0:
@@ -117,7 +120,7 @@ class DiffRateSpec:
             final_learning_rate=self.learning_rate / 10,
             warmup_epochs=0.0,
             weight_decay=0.0,
-            clip_grad=None,
+            clip_grad=self.clip,
             ema_decay=0.0,
             bf16=self.bf16,
             seed=self.seed,
@@ -149,7 +152,7 @@ class Target:
 
     def __init__(self, spec: DiffRateSpec, shape: ModelShape) -> None:
         self.shape = shape
-        self.convention = cast("Convention", spec.convention)
+        self.convention: Convention = cast("Convention", spec.convention)
         rates = Rates(shape, spec.granularity)
         whole = Schedule(dict.fromkeys(DiffRate.tracks, (shape.num_tokens,) * shape.depth))
         budget, full = Budget.parse(spec.target), DiffRate().cost(shape, whole, self.convention)
