@@ -22,6 +22,7 @@ from tests.adapters import zoo_huggingface, zoo_open_clip
 from tests.sweep.tiny import SHARED, write_pictures
 from tokred.adapters import find_tower
 from tokred.adapters.masked import masked
+from tokred.adapters.pool import weigh
 from tokred.assets import load_model, read_config, save_model
 from tokred.cost import cost
 from tokred.errors import BudgetError, ConfigError, DataError, ScheduleMismatchError, UnsupportedModelError
@@ -129,6 +130,15 @@ def test_gradients_reach_the_rates_and_are_numbers(name: str):
     assert torch.isfinite(rates.logits.grad).all()
     assert rates.logits.grad[0, 0].abs().sum() > 0
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_pooling_divides_by_a_constant():
+    count = torch.tensor([[1.0, 2.0, 0.0]], requires_grad=True)
+    x = torch.tensor([[[3.0], [6.0], [9.0]]])
+    pooled = weigh(x, count, 0).mean(dim=1)
+    assert pooled.item() == pytest.approx(5.0)
+    pooled.sum().backward()
+    assert count.grad.tolist() == [[1.0, 2.0, 3.0]]
 
 
 def test_masked_keys_weigh_nothing_and_have_a_gradient():

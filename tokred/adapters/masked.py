@@ -85,5 +85,6 @@ def _attention(
 ) -> Tensor:
     if is_causal or enable_gqa:
         raise UnsupportedModelError("Masked attention knows neither causal masks nor grouped queries.")
-    logits = (q * (scale or 1 / math.sqrt(q.shape[-1]))) @ k.transpose(-2, -1) + attn_mask
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    logits = (q * scale) @ k.transpose(-2, -1) + attn_mask
     return F.dropout(masked_softmax(logits, alive).to(v.dtype), dropout_p) @ v

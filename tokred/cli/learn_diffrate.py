@@ -26,7 +26,7 @@ def diffrate(
         float | None,
         typer.Option(help="GMACs in which it is measured. Left out: as many for every model as for DeiT-S."),
     ] = None,
-    clip: Annotated[float, typer.Option(help="Largest norm of the gradient.")] = DiffRateSpec.clip,
+    clip: Annotated[float, typer.Option(help="Largest norm of the gradient of one count.")] = DiffRateSpec.clip,
     granularity: Annotated[int, typer.Option(help="Patches between two counts.")] = DiffRateSpec.granularity,
     holdout: Annotated[int, typer.Option(help="Images set aside for all measurements.")] = DiffRateSpec.holdout,
     shift: Annotated[int, typer.Option(help="Pixels that images are moved by, at most.")] = DiffRateSpec.shift,

@@ -58,8 +58,8 @@ class DiffRateSpec:
         weight: of the squared distance from the target.
         unit: GMACs in which that distance is measured; 1 in the paper. ``None``: the model has as many units as DeiT-S
             has GMACs, so that the same weight does the same to small and large models.
-        clip: largest norm of the gradient. A masked token that would draw all attention has an enormous one, after
-            which the optimizer, which goes by the size of gradients, would stand still for a thousand steps.
+        clip: largest norm of the gradient of one distribution. A masked token that would draw all attention has an
+            enormous one, after which the optimizer, which goes by their size, would stand still for a thousand steps.
         granularity: patches between two counts that can be chosen from.
         holdout: images that are set aside; all measurements are made on them.
         shift: pixels that images are moved by, at most.
@@ -80,7 +80,7 @@ class DiffRateSpec:
     learning_rate: float = 0.01
     weight: float = 5.0
     unit: float | None = None
-    clip: float = 0.05
+    clip: float = 0.005
     granularity: int = 4
     holdout: int = 1000
     shift: int = 0
@@ -120,7 +120,7 @@ class DiffRateSpec:
             final_learning_rate=self.learning_rate / 10,
             warmup_epochs=0.0,
             weight_decay=0.0,
-            clip_grad=self.clip,
+            clip_grad=None,
             ema_decay=0.0,
             bf16=self.bf16,
             seed=self.seed,
@@ -203,6 +203,7 @@ class RatesTask:
         shape = subject.tower.shape
         self.target = Target(spec, shape)
         self.rates = Rates(shape, spec.granularity).to(subject.device)
+        self.rates.logits.register_hook(lambda gradient: clipped(gradient, spec.clip))
         self.model: nn.Module = self.rates
         self.network = copy.deepcopy(subject.model)
         self.unit = 1e9 * spec.unit if spec.unit else self.target.full / _PAPER_GMACS
@@ -302,6 +303,15 @@ def train_diffrate(
                 return _train(task, folder, resume, report, say)
         except OSError as error:
             raise StorageError(f"{folder} cannot be written ({error.strerror}).") from error
+
+
+def clipped(gradient: Tensor, largest: float) -> Tensor:
+    """The gradient [.., K] with no row longer than ``largest``.
+
+    >>> clipped(torch.tensor([[3.0, 4.0], [0.3, 0.4]]), 1.0).tolist()
+    [[0.6000000238418579, 0.800000011920929], [0.30000001192092896, 0.4000000059604645]]
+    """
+    return gradient * (largest / gradient.norm(dim=-1, keepdim=True).clamp(min=largest))
 
 
 def finish(rates: Rates, target: Target, spec: DiffRateSpec) -> Schedule:

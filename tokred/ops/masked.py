@@ -27,6 +27,5 @@ def masked_softmax(logits: Tensor, alive: Tensor, eps: float = 1e-6) -> Tensor:
     if logits.shape[-2] == keys:
         factor = torch.where(torch.eye(keys, dtype=torch.bool, device=logits.device), 1.0, factor)
     there = (logits - logits.detach().amax(dim=-1, keepdim=True)).exp() * factor
-    return (there + eps / keys) * (
-        there.sum(dim=-1, keepdim=True) + eps
-    ).reciprocal()  # a cheaper backward than that of a ratio
+    total = there.sum(dim=-1, keepdim=True) + eps
+    return (there + eps / keys) * total.reciprocal()  # its backward is cheaper than that of a ratio
