@@ -119,4 +119,12 @@ def test_no_file_is_called_utils():
 def test_the_facade_only_names_things():
     tree = ast.parse(MODULES[FACADE].read_text())
     allowed = (ast.ImportFrom, ast.Import, ast.Assign, ast.Expr)
-    assert all(isinstance(node, allowed) for node in tree.body), "tokred/__init__.py defines something"
+    others = [node for node in tree.body if not isinstance(node, allowed)]
+    assert all(map(_is_lazy, others)), "tokred/__init__.py defines something"
+
+
+def _is_lazy(node: ast.AST) -> bool:
+    """Names for type checkers, and the function that imports them when they are asked for."""
+    if isinstance(node, ast.If):
+        return isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+    return isinstance(node, ast.FunctionDef) and node.name == "__getattr__"

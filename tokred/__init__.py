@@ -1,5 +1,7 @@
 """tokred: token reduction for vision transformers, multimodal LLMs and image tokenizers."""
 
+from typing import TYPE_CHECKING, Any
+
 from tokred import nn
 from tokred.adapters import register_adapter
 from tokred.cost import Cost, cost
@@ -16,24 +18,31 @@ from tokred.errors import (
 from tokred.methods import (
     ATP,
     ATS,
+    CLCA,
+    DPCKNN,
     VTCCLS,
     AIMMerge,
     AIMPrune,
     CorrelationCompression,
     DiffRate,
     DivPrune,
+    DynamicViT,
     EViT,
     FastV,
     FoPru,
     GlobalCom2,
     HiRED,
+    KMedoids,
     Method,
+    PatchMerger,
     PiToMe,
     PruMerge,
     PSigmoid,
     PyramidDrop,
     Random,
     RandomVisual,
+    Sinkhorn,
+    SiT,
     SMSText,
     SparseVLM,
     SparsityMeetsSimilarity,
@@ -52,15 +61,20 @@ from tokred.multimodal_assets import load_multimodal
 from tokred.patching import Handle, patch, unpatch
 from tokred.schedule import Schedule
 from tokred.shape import ModelShape
-from tokred.token_map import TokenMap
+from tokred.token_map import SoftMap, TokenMap
 from tokred.trace import Trace
 from tokred.view import LayerView
+
+if TYPE_CHECKING:
+    from tokred.tokenizer_assets import load_tokenizer
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ATP",
     "ATS",
+    "CLCA",
+    "DPCKNN",
     "VTCCLS",
     "AIMMerge",
     "AIMPrune",
@@ -72,18 +86,21 @@ __all__ = [
     "DataError",
     "DiffRate",
     "DivPrune",
+    "DynamicViT",
     "EViT",
     "FastV",
     "FoPru",
     "GlobalCom2",
     "Handle",
     "HiRED",
+    "KMedoids",
     "LayerView",
     "Method",
     "ModelShape",
     "MultimodalHandle",
     "NonFiniteError",
     "PSigmoid",
+    "PatchMerger",
     "PiToMe",
     "PruMerge",
     "PyramidDrop",
@@ -92,6 +109,9 @@ __all__ = [
     "SMSText",
     "Schedule",
     "ScheduleMismatchError",
+    "SiT",
+    "Sinkhorn",
+    "SoftMap",
     "SparseVLM",
     "SparsityMeetsSimilarity",
     "ToMe",
@@ -108,9 +128,19 @@ __all__ = [
     "cost",
     "create_method",
     "load_multimodal",
+    "load_tokenizer",
     "methods",
     "nn",
     "patch",
     "register_adapter",
     "unpatch",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """What needs more libraries than patching does comes when it is asked for."""
+    if name == "load_tokenizer":
+        from tokred.tokenizer_assets import load_tokenizer
+
+        return load_tokenizer
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

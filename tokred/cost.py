@@ -88,6 +88,7 @@ def cost(
     tokens: Sequence[int] | None = None,
     *,
     reduction_macs: Sequence[int] | None = None,
+    guests: Sequence[tuple[int, int]] = (),
     after_block: bool = False,
     convention: Convention = "full",
     bytes_per_number: int = 4,
@@ -98,6 +99,7 @@ def cost(
         shape: the model.
         tokens: tokens that leave every block, prefix included; ``None`` for the unreduced model.
         reduction_macs: cost of the reduction in every block, from :meth:`tokred.methods.Method.macs`.
+        guests: tokens beside these in the attention and in the MLP of every block; empty: none.
         after_block: the reduction happens after the MLP, which then sees all tokens that entered the block.
         convention: what to count, a key of :data:`CONVENTIONS`.
         bytes_per_number: 4 for float32, 2 for half precision.
@@ -112,9 +114,11 @@ def cost(
         raise ValueError(f"{len(tokens)} token counts were given for {shape.depth} blocks.")
     overhead = list(reduction_macs or [0] * shape.depth) if convention == "full" else [0] * shape.depth
     layers, entering = [], shape.num_tokens
-    for block, leaving, extra in zip(shape.blocks, tokens, overhead, strict=True):
-        in_mlp = entering if block.parallel or after_block or convention == "pitome" else leaving
-        layers.append(_layer(block, entering, in_mlp, leaving, extra, bytes_per_number))
+    beside = guests or [(0, 0)] * shape.depth
+    for block, leaving, extra, (attending, transformed) in zip(shape.blocks, tokens, overhead, beside, strict=True):
+        whole = block.parallel or after_block or convention == "pitome"
+        in_mlp = entering + attending if whole else leaving + transformed
+        layers.append(_layer(block, entering + attending, in_mlp, leaving, extra, bytes_per_number))
         entering = leaving
     stem, head = shape.stem_macs, shape.head_macs + shape.head_weights * entering
     if convention == "diffrate":

@@ -38,8 +38,12 @@ class Reduce(nn.Module):
                 f"{type(method).__name__} needs {', '.join(sorted(unread))} of an attention, which a layer "
                 "placed by hand does not see. Use ToMe, PiToMe or Random, or tokred.patch on the whole model."
             )
-        self.method = method
-        self.num_prefix = num_prefix
+        self.method, self.num_prefix = method, num_prefix
+        if getattr(method, "weights", None) is not None or method.modules(self._shape(num_prefix + 2, 4)) is not None:
+            raise ValueError(
+                f"{type(method).__name__} has learnable parts, which a layer placed by hand does not hold. Use one "
+                "without, such as ToMe or DPCKNN(weighting='equal'), or tokred.patch on the whole model."
+            )
 
     @overload
     def forward(self, x: Tensor) -> Tensor: ...
@@ -66,9 +70,7 @@ class Reduce(nn.Module):
     def map(self, x: Tensor, sizes: Tensor | None = None) -> TokenMap:
         """Where the tokens of ``x`` [B, N, C] go."""
         batch, tokens, width = x.shape
-        block = BlockShape(attention_weights=0, attention_width=width, mlp_weights=0)
-        shape = ModelShape(blocks=(block,), num_tokens=tokens, num_prefix=self.num_prefix, dim=width)
-        stay = self.method.plan(shape).stay(0)
+        stay = self.method.plan(self._shape(tokens, width)).stay(0)
         if min(stay.values()) >= tokens:
             return TokenMap.identity(batch, tokens, x.device)
         view = LayerView(
@@ -79,6 +81,10 @@ class Reduce(nn.Module):
             signals={"keys": x, "head_keys": x.unsqueeze(1), "before": x},
         )
         return self.method.reduce(view)
+
+    def _shape(self, tokens: int, width: int) -> ModelShape:
+        block = BlockShape(attention_weights=0, attention_width=width, mlp_weights=0)
+        return ModelShape(blocks=(block,), num_tokens=tokens, num_prefix=self.num_prefix, dim=width)
 
     def extra_repr(self) -> str:
         """The method."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
 from tokred.adapters import Tower, find_tower
+from tokred.adapters.base import device_of
 from tokred.adapters.site import Reduction, Site
 from tokred.cost import Cost
 from tokred.errors import AlreadyPatchedError, UnsupportedModelError
@@ -37,6 +39,17 @@ class Handle(WayOut):
     def method(self) -> Method:
         """The method in the model."""
         return self.reduction.method
+
+    @property
+    def modules(self) -> nn.ModuleDict | None:
+        """The learnable parts of the method, by layer; they are not registered in the model."""
+        return self.reduction.modules
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Move the learnable parts."""
+        if self.modules is not None:
+            self.modules.to(*args, **kwargs)
+        return self
 
     @property
     def schedule(self) -> Schedule:
@@ -123,9 +136,17 @@ def patch(
     bare = unwrap(model)
     found = find_tower(bare, tower)
     _require_patchable(found)
+    if method.replaces_head and not found.classifies:
+        raise UnsupportedModelError(
+            f"{type(method).__name__} brings a classifier of its own, which can take the place of that of timm models; "
+            f"{type(found.module).__name__} is one of {found.family}. Leave classes out to keep the model's own."
+        )
     reduction = Reduction(
         method, found.shape, padding_in_mask=found.padding_in_mask, trace=trace, full_length=full_length
     )
+    if reduction.modules:
+        reduction.modules.to(device_of(found.module)).eval()
+        _warn_if_untrained(method)
     before = _forward(found) if verify else None
     handle = Handle(bare, found, reduction, [])
     try:
@@ -142,6 +163,15 @@ def _place_of(method: AnyMethod) -> str:
     if not isinstance(method, AnyMethod):
         raise TypeError(f"{method!r} is not a method; use for example tokred.ToMe(r=8).")
     return method.place
+
+
+def _warn_if_untrained(method: Method) -> None:
+    if getattr(method, "weights", None) is None:
+        warnings.warn(
+            f"The learnable parts of {type(method).__name__} are untrained. Give learned ones with weights=..., or "
+            "train handle.modules and keep them with safetensors.torch.save_file(handle.modules.state_dict(), path).",
+            stacklevel=3,
+        )
 
 
 def _patch_multimodal(model: nn.Module, methods: tuple[AnyMethod, ...], **options: Any) -> MultimodalHandle:

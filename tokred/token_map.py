@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from tokred import ops
 from tokred.ops import take
+from tokred.ops.merge import shares
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,8 +31,8 @@ class TokenMap:
         size_weight: [B, M + R], factors on the sizes when they are summed (DiffRate); ``None``: ones.
         valid: [B, M] bool, false for slots that only pad a ragged batch; ``None``: all are real.
         reduce: ``"mean"`` divides by the sum of the weights of the slot, ``"sum"`` does not.
-        alive: [B, M] float, in training that masks tokens instead of removing them: 0 hides a slot from the others
-            from here on, 1 does not; it may carry a gradient. ``None``: all are seen.
+        soft: [B, M] float in [0, 1], in training that hides tokens instead of removing them: how much the others see
+            of a slot from here on; it may carry a gradient. ``None``: all.
     """
 
     kept: Tensor
@@ -41,7 +43,7 @@ class TokenMap:
     size_weight: Tensor | None = None
     valid: Tensor | None = None
     reduce: Literal["mean", "sum"] = "mean"
-    alive: Tensor | None = None
+    soft: Tensor | None = None
 
     @classmethod
     def select(cls, kept: Tensor, num_tokens: int, valid: Tensor | None = None) -> TokenMap:
@@ -76,6 +78,11 @@ class TokenMap:
     def num_slots(self) -> int:
         """M, the number of output slots."""
         return self.kept.shape[1]
+
+    @property
+    def merges(self) -> bool:
+        """Whether slots are more than copies of tokens."""
+        return self.moved.shape[1] > 0 or self.reduce == "sum"
 
     @cached_property
     def slot(self) -> Tensor:
@@ -149,6 +156,8 @@ class TokenMap:
 
     def compose(self, later: TokenMap) -> TokenMap:
         """Return the map that first applies this one and then ``later``; means are taken by size."""
+        if isinstance(later, SoftMap):
+            return later.behind(self)
         slot = later.slot.gather(1, self.slot.clamp(min=0))
         return TokenMap.from_slot(torch.where(self.slot >= 0, slot, -1), later.num_slots)
 
@@ -172,11 +181,115 @@ class TokenMap:
         """
         return gather_tokens(t, self.kept, dim)
 
+    def to_weight_matrix(self, size: Tensor | None = None) -> Tensor:
+        """[B, M, N] float32, how much of every slot each input token is: ``apply`` as a product with a matrix."""
+        weight = shares(size, self.kept, self.moved, self.into, self.weight, self.reduce == "mean")
+        tokens = torch.cat([self.kept, self.moved], dim=1)
+        anchors = torch.arange(self.num_slots, device=tokens.device).expand_as(self.kept)
+        entry = torch.cat([anchors, self.into.clamp(min=0)], dim=1) * self.num_tokens + tokens
+        matrix = torch.zeros(len(tokens), self.num_slots * self.num_tokens, device=tokens.device)
+        return matrix.scatter_add(1, entry, weight).unflatten(1, (self.num_slots, self.num_tokens))
+
     def to_source_matrix(self) -> Tensor:
         """[B, M, N] float32, 1 where input token j went to slot i; dropped tokens have an all-zero column."""
         matrix = torch.zeros(self.kept.shape[0], self.num_slots + 1, self.num_tokens, device=self.kept.device)
         rows = torch.where(self.slot >= 0, self.slot, self.num_slots)
         return matrix.scatter(1, rows.unsqueeze(1), 1.0)[:, : self.num_slots]
+
+
+@dataclass(frozen=True, eq=False)
+class SoftMap(TokenMap):
+    """A map whose slots behind the prefix are mixtures of all patches.
+
+    Everything that asks for one slot a token (traces, pictures, ``unmerge``) gets the slot that takes most of the
+    token; the anchor of a slot, which gives it its position, is the patch that it takes most of. So two slots may have
+    one anchor, and a slot may be nobody's. Sizes are dealt out: a token gives its size to the slots in proportion to
+    what they take of it, so that the sum stays. No slot is padding; a patch that no slot takes is dropped.
+
+    Attributes:
+        mixing: [B, K, P] float32, not negative: how much of every patch each of the K slots takes.
+        prepare: what the patches go through before they are mixed, row by row; ``None``: nothing.
+    """
+
+    mixing: Tensor = field(kw_only=True)
+    prepare: Callable[[Tensor], Tensor] | None = field(default=None, kw_only=True)
+
+    @classmethod
+    def mix(cls, mixing: Tensor, num_prefix: int = 0, prepare: Callable[[Tensor], Tensor] | None = None) -> SoftMap:
+        """The map that keeps ``num_prefix`` tokens and mixes the patches behind them."""
+        prefix = torch.arange(num_prefix, device=mixing.device).expand(len(mixing), -1)
+        kept = torch.cat([prefix, mixing.argmax(dim=2) + num_prefix], dim=1)
+        nothing = kept[:, :0]
+        return cls(kept, nothing, nothing, num_prefix + mixing.shape[2], mixing=mixing, prepare=prepare)
+
+    @property
+    def num_prefix(self) -> int:
+        """Tokens in front that stay as they are."""
+        return self.num_slots - self.mixing.shape[1]
+
+    @property
+    def merges(self) -> bool:
+        """Always."""
+        return True
+
+    @cached_property
+    def slot(self) -> Tensor:
+        """[B, N] int64: the slot that takes most of a token, -1 where none takes any."""
+        most, slot = self.mixing.max(dim=1)
+        prefix = self.kept[:, : self.num_prefix]
+        return torch.cat([prefix, torch.where(most > 0, slot + self.num_prefix, -1)], dim=1)
+
+    def apply(self, x: Tensor, size: Tensor | None = None) -> Tensor:
+        """Mix the patches of ``x`` [B, N, ...] to [B, M, ...]; sizes have no part in it."""
+        patches = x[:, self.num_prefix :]
+        patches = patches.to(torch.promote_types(x.dtype, torch.float32))
+        if self.prepare is not None:
+            patches = self.prepare(patches)
+        mixed = torch.einsum("bkp,bp...->bk...", self.mixing.to(patches.dtype), patches)
+        return torch.cat([x[:, : self.num_prefix], mixed.to(x.dtype)], dim=1)
+
+    def apply_size(self, size: Tensor | None = None) -> Tensor:
+        """Deal the sizes [B, N] (``None``: ones) out to the slots: [B, M] float32."""
+        mixing, tiny = self.mixing.detach(), torch.finfo(torch.float32).tiny
+        size = torch.ones(len(mixing), self.num_tokens, device=mixing.device) if size is None else size.float()
+        dealt = mixing / mixing.sum(dim=1, keepdim=True).clamp(min=tiny)
+        sizes = (dealt @ size[:, self.num_prefix :].unsqueeze(2)).squeeze(2)
+        return torch.cat([size[:, : self.num_prefix], sizes.clamp(min=tiny)], dim=1)  # their logarithm must be finite
+
+    def merge(self, x: Tensor, size: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """:meth:`apply` and :meth:`apply_size`."""
+        return self.apply(x, size), self.apply_size(size)
+
+    def with_padding_last(self, valid: Tensor) -> TokenMap:
+        """The same map: no slot is padding."""
+        return self
+
+    def compose(self, later: TokenMap) -> TokenMap:
+        """Return the map that first applies this one and then ``later``."""
+        p = self.num_prefix
+        matrix = later.to_weight_matrix(self.apply_size())[:, p:, p:]
+        return SoftMap.mix(matrix @ self.mixing, p, self.prepare)
+
+    def behind(self, earlier: TokenMap) -> TokenMap:
+        """Return the map that first applies ``earlier`` and then this one."""
+        p = self.num_prefix
+        return SoftMap.mix(self._linear() @ earlier.to_weight_matrix()[:, p:, p:], p)
+
+    def to_weight_matrix(self, size: Tensor | None = None) -> Tensor:
+        """[B, M, N] float32, how much of every input token each slot takes."""
+        p, mixing = self.num_prefix, self._linear()
+        matrix = mixing.new_zeros(len(mixing), self.num_slots, self.num_tokens)
+        matrix[:, p:, p:] = mixing
+        matrix[:, :p, :p] = torch.eye(p, device=mixing.device)
+        return matrix
+
+    def _linear(self) -> Tensor:
+        if self.prepare is not None:
+            raise ValueError(
+                "This map changes every token before it mixes them, so it is no matrix and nothing can be composed "
+                "with it from the front. Apply the maps one after the other."
+            )
+        return self.mixing
 
 
 def gather_tokens(t: Tensor, index: Tensor, dim: int) -> Tensor:

@@ -31,7 +31,7 @@ TERMS = (
 def list_tokenizers() -> tuple[str, ...]:
     """Return the names of the tokenizers that ship with tokred."""
     found = shipped_folder("models").glob("*/config.json")
-    return tuple(sorted(path.parent.name for path in found if _architecture(path) in tokenizers()))
+    return tuple(sorted(path.parent.name for path in found if _architecture(_config_or_none(path)) in tokenizers()))
 
 
 def load_tokenizer(
@@ -72,6 +72,12 @@ def load_tokenizer(
     raise DataError(f"{name!r} is no tokenizer that ships with tokred, no folder, and no hub id. {hint}")
 
 
+def is_tokenizer(name: str) -> bool:
+    """Say whether :func:`load_tokenizer` is meant by a name: a shipped one, or a folder of a tokenizer."""
+    config = _config_or_none(Path(name).expanduser() / "config.json")
+    return name in list_tokenizers() or is_published(config) or _architecture(config) in tokenizers()
+
+
 def load_prior(name_or_folder: str | os.PathLike[str]) -> Prior:
     """Return a prior over the codes of a tokenizer, in eval mode: one that ships, or one in a folder.
 
@@ -99,7 +105,7 @@ def read_tokenizer_config(path: str | os.PathLike[str]) -> Any:
     path = Path(path)
     raw = _read_json(path)
     known: dict[str, type[BaseModel]] = {name: cls.spec for name, cls in tokenizers().items()} | {"prior": PriorConfig}
-    architecture = raw.get("architecture") if isinstance(raw, dict) else None
+    architecture = _architecture(raw)
     if architecture not in known:
         raise ConfigError(f"{path}: the architecture {architecture!r} is not known. Known: {', '.join(known)}.")
     spec = known[architecture]
@@ -161,12 +167,15 @@ def _load_folder(folder: Path) -> Tokenizer | Prior:
     return model.eval()
 
 
-def _architecture(path: Path) -> str | None:
+def _architecture(config: Any) -> Any:
+    return config.get("architecture") if isinstance(config, dict) else None
+
+
+def _config_or_none(path: Path) -> Any:
     try:
-        raw = _read_json(path)
+        return _read_json(path)
     except (ConfigError, DataError):
         return None
-    return raw.get("architecture") if isinstance(raw, dict) else None
 
 
 def _read_json(path: Path) -> Any:

@@ -36,6 +36,12 @@ class Trace:
         return counts
 
     @property
+    def masks(self) -> dict[int, Tensor]:
+        """[B, P0] soft decisions on the patches in training, with their gradients, by layer; empty where none is."""
+        steps = [step for step in self.state.steps if step.map.soft is not None]
+        return {step.layer: step.soft[:, self.shape.num_prefix :] for step in steps if step.soft is not None}
+
+    @property
     def num_patches(self) -> int:
         """Patches that entered the first block."""
         return self.state.num_initial - self.shape.num_prefix
@@ -119,5 +125,5 @@ class Trace:
 
 
 def _count(step: Step) -> int:
-    """Tokens after a step; those that are masked do not count."""
-    return step.map.num_slots if step.alive is None else int((step.alive > 0).sum(dim=1).max())
+    """Tokens after a step; those that are hidden do not count."""
+    return step.map.num_slots if step.soft is None else int((step.soft > 0).sum(dim=1).max())

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tokred import ops
 
@@ -29,9 +29,11 @@ class LayerView:
         num_initial: tokens that entered the first block.
         sizes: [B, N] float32, patches that each token stands for; ``None`` while all are one.
         valid: [B, N] bool, false for padding, which must not influence other tokens; ``None``: all are real.
-        alive: [B, N] float, 0 for tokens that are masked instead of removed, in training; ``None``: none is.
         scale: factor on the products of ``q`` and ``k``.
         bias: additive attention bias, broadcastable to [B, H, N, N], or ``None``.
+        module: the learnable part of the method for this layer, or ``None``.
+        soft: [B, N] how much soft decisions of earlier layers left of each token, in training; ``None``: all.
+        guests: [B, G, C] tokens that go along beside the sequence, or ``None``.
         memory: what this method put aside in earlier layers of the same forward.
     """
 
@@ -47,9 +49,11 @@ class LayerView:
         num_initial: int | None = None,
         sizes: Tensor | None = None,
         valid: Tensor | None = None,
-        alive: Tensor | None = None,
         scale: float | None = None,
         bias: Tensor | None = None,
+        module: nn.Module | None = None,
+        soft: Tensor | None = None,
+        guests: Tensor | None = None,
         memory: dict[str, Any] | None = None,
         signals: Mapping[Signal, Tensor | Callable[[], Tensor]] | None = None,
     ) -> None:
@@ -62,9 +66,11 @@ class LayerView:
         self.num_initial = num_initial if num_initial is not None else x.shape[1]
         self.sizes = sizes
         self.valid = valid
-        self.alive = alive
         self._scale = scale
         self.bias = bias
+        self.module = module
+        self.soft = soft
+        self.guests = guests
         self.memory = memory if memory is not None else {}
         self._signals: dict[Signal, Tensor | Callable[[], Tensor]] = dict(signals or {})
 
@@ -125,7 +131,7 @@ class LayerView:
     def attention_received(self) -> Tensor:
         """[B, H, N] attention that every token receives on average over the queries that are there."""
         votes = torch.ones(self.batch, self.num_tokens, device=self.x.device)
-        for there in (self.valid, self.alive):
+        for there in (self.valid, self.soft):
             votes = votes if there is None else votes * there
         votes = (votes / votes.sum(dim=1, keepdim=True)).unsqueeze(1).expand(self.q.shape[:3])
         return ops.attention_received(self.q, self.k, self.scale, votes, self.bias)

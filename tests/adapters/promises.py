@@ -158,9 +158,10 @@ def assert_counts(handle: tokred.Handle, entering: int, seen: Seen) -> None:
     method, parts = handle.method, handle.tower.parts
     leaving = method.plan(handle.tower.shape.with_tokens(entering)).tokens(entering)
     wanted = [entering, *leaving[:-1]]
-    in_mlp = [
-        before if not p.mlp or method.site == "block_end" else after
-        for before, after, p in zip(wanted, leaving, parts, strict=True)
+    carried = method.carried(handle.tower.shape.with_tokens(entering)) or [(0, 0)] * len(parts)
+    in_mlp = [  # where it is the block itself that is watched, guests are not seen
+        before + (guests if p.mlp else 0) if not p.mlp or method.site == "block_end" else after + left
+        for before, after, p, (guests, left) in zip(wanted, leaving, parts, carried, strict=True)
     ]
     found, expected = [*seen.blocks, *seen.mlps], [*wanted, *in_mlp]
     fits = all(f <= w for f, w in zip(found, expected, strict=True)) if method.adaptive else found == expected

@@ -7,6 +7,7 @@ import timm
 import tokred
 from tokred.bench import Comparison, Explanation, Timing, explain
 from tokred.bench.models import SpeedBench, run_bench, save
+from tokred.bench.proportional import WAYS, bench_proportional
 from tokred.cost import cost
 from tokred.errors import ConfigError
 
@@ -80,3 +81,10 @@ def test_the_bench_refuses_bad_names(tmp_path: Path):
         run_bench(SpeedBench(model="vit_smal_patch16_224"))
     with pytest.raises(ConfigError, match=r"\.json"):
         save({}, tmp_path / "speed.txt")
+
+
+def test_every_way_to_proportional_attention_is_timed_beside_attention_without_sizes(tmp_path: Path):
+    record = bench_proportional((5, 9), rounds=2, num_threads=1)
+    assert {(row["tokens"], row["way"]) for row in record["results"]} == {(n, way) for n in (5, 9) for way in WAYS}
+    assert all(row["over_plain"] > 0 for row in record["results"])
+    assert json.loads(save(record, tmp_path / "found.json", page=None)[0].read_text()) == record

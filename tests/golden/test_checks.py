@@ -33,6 +33,8 @@ _INPUTS = {
     "fastv": {"last_row_attention"},
     "fopru": {"attention"},
     "globalcom2": {"cls_logits"},
+    "dynamicvit": {"policy"},
+    "kmedoids": {"weight"},
     "hired": {"cls_attention_init", "cls_attention_final"},
     "model": {"input_ids", "pixel_values", "image_sizes"},
     "prumerge": {"q_cls", "k"},

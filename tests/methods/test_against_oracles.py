@@ -17,7 +17,9 @@ from tokred import LayerView, TokenMap, ToMe
 from tokred.methods.ats import ATS
 from tokred.methods.base import Method
 from tokred.methods.diffrate import DiffRate
+from tokred.methods.dpcknn import DPCKNN
 from tokred.methods.evit import EViT
+from tokred.methods.kmedoids import KMedoids
 from tokred.methods.pitome import PiToMe
 from tokred.methods.random import Random
 from tokred.methods.tome import kth_matching
@@ -320,6 +322,9 @@ METHODS = {
     "topk": TopK(),
     "ats": ATS(),
     "random": Random(),
+    "kmedoids": KMedoids(),
+    "kmedoids-released": KMedoids(variant="released"),
+    "dpcknn": DPCKNN(weighting="equal"),
     "zerotprune-unimportant": ZeroTPrune(iterations=3),
     "zerotprune-important": ZeroTPrune(iterations=3, partition="important_first"),
     "zerotprune-alternate": ZeroTPrune(iterations=3, partition="alternate"),

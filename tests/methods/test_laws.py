@@ -10,7 +10,7 @@ SHAPE = tokred.ModelShape.vit(depth=6, dim=48, heads=4, patches=36)
 METHODS = sorted(tokred.methods())
 
 
-def view(stay, *, batch=3, tokens=37, prefix=1, seed=0, valid=None, index=slice(None)):
+def view(stay, *, batch=3, tokens=37, prefix=1, seed=0, valid=None, index=slice(None), module=None):
     """A view of clustered random tokens; ``index`` picks images."""
     g = torch.Generator().manual_seed(seed)
     centres = torch.randn(batch, 6, 48, generator=g)
@@ -25,16 +25,26 @@ def view(stay, *, batch=3, tokens=37, prefix=1, seed=0, valid=None, index=slice(
         layer=1,
         depth=6,
         valid=None if valid is None else valid[index],
+        module=module,
         signals={"keys": k.mean(1), "head_keys": k, "q": q, "k": k, "v": v, "before": x},
     )
 
 
 def stay_for(method, tokens=37, prefix=1):
+    return first_stage(method, tokens, prefix)[0]
+
+
+@torch.no_grad()
+def first_stage(method, tokens=37, prefix=1):
+    """The counts of the first block that reduces, and its learnable part, if there is one, far from its start."""
     shape = tokred.ModelShape.vit(depth=6, dim=48, heads=4, patches=tokens - prefix, num_prefix=prefix)
-    plan = method.plan(shape)
+    plan, modules = method.plan(shape), method.modules(shape)
     before = (tokens, *plan.tokens(tokens))
     layer = next(i for i in range(6) if before[i + 1] < before[i] == tokens)
-    return plan.stay(layer)
+    module = modules[str(layer)].eval() if modules is not None and str(layer) in modules else None
+    for parameter in [] if module is None else module.parameters():
+        parameter += 0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(5))
+    return plan.stay(layer), module
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -49,8 +59,8 @@ def test_the_zero_of_a_method_removes_nothing(name):
 @pytest.mark.parametrize("prefix", [0, 1, 2, 5])
 def test_prefix_tokens_stay_in_front_and_the_count_is_the_schedules(name, prefix):
     method = tokred.create_method(name)
-    stay = stay_for(method, 36 + prefix, prefix)
-    token_map = method.reduce(view(stay, tokens=36 + prefix, prefix=prefix))
+    stay, module = first_stage(method, 36 + prefix, prefix)
+    token_map = method.reduce(view(stay, tokens=36 + prefix, prefix=prefix, module=module))
     assert torch.equal(token_map.kept[:, :prefix], torch.arange(prefix).expand(3, -1))
     if method.adaptive:
         assert token_map.num_slots <= min(stay.values())
@@ -63,27 +73,30 @@ def test_prefix_tokens_stay_in_front_and_the_count_is_the_schedules(name, prefix
 @pytest.mark.parametrize("name", METHODS)
 def test_what_happens_to_an_image_does_not_depend_on_its_batch(name):
     method = tokred.create_method(name)
-    stay = stay_for(method)
-    together = method.reduce(view(stay))
+    stay, module = first_stage(method)
+    together = method.reduce(view(stay, module=module))
     for image in range(3):
-        alone = method.reduce(view(stay, index=slice(image, image + 1)))
+        alone = method.reduce(view(stay, index=slice(image, image + 1), module=module))
         assert torch.equal(alone.slot[0], together.slot[image])
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_same_input_gives_the_same_map(name):
     method = tokred.create_method(name)
-    stay = stay_for(method)
-    assert torch.equal(method.reduce(view(stay)).slot, method.reduce(view(stay)).slot)
+    stay, module = first_stage(method)
+    first, second = (method.reduce(view(stay, module=module)) for _ in range(2))
+    assert torch.equal(first.slot, second.slot)
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_equal_tokens_are_no_trouble_and_ties_go_to_the_lowest_index(name):
     method = tokred.create_method(name)
     ones = torch.ones(2, 4, 37, 12)
+    stay, module = first_stage(method)
     flat = LayerView(
         torch.ones(2, 37, 48),
-        stay=stay_for(method),
+        stay=stay,
+        module=module,
         num_prefix=1,
         layer=1,
         depth=6,
@@ -101,10 +114,10 @@ def test_equal_tokens_are_no_trouble_and_ties_go_to_the_lowest_index(name):
 def test_padding_never_changes_what_happens_to_real_tokens(name, seed):
     g = torch.Generator().manual_seed(seed)
     method = tokred.create_method(name)
-    stay = stay_for(method)
-    full = view(stay, tokens=37)
-    removed = 37 - min(stay.values())
+    stay, module = first_stage(method)
+    full = view(stay, tokens=37, module=module)
     short = method.reduce(full)
+    staying = 0 if isinstance(short, tokred.SoftMap) else 6  # padding keeps slots of its own, but in mixtures
     offset = 300 * torch.randn(1, generator=g)  # so large that a padding token looks at one single token
 
     def pad(t, dim):
@@ -115,7 +128,8 @@ def test_padding_never_changes_what_happens_to_real_tokens(name, seed):
     bias = torch.zeros(3, 1, 1, 43).masked_fill(~valid[:, None, None], -torch.inf)
     padded = LayerView(
         pad(full.x, 1),
-        stay={track: count + 6 for track, count in stay.items()},
+        stay={track: count + staying for track, count in stay.items()},
+        module=module,
         num_prefix=1,
         layer=1,
         depth=6,
@@ -135,7 +149,7 @@ def test_padding_never_changes_what_happens_to_real_tokens(name, seed):
     if name != "random":  # its draw depends on the number of tokens
         assert torch.equal(alive(long), alive(short))
         assert torch.equal(same_group(long), same_group(short))
-    assert long.num_slots == 43 - removed
+    assert long.num_slots == short.num_slots + staying
     in_real = torch.zeros(3, long.num_slots, dtype=torch.bool).scatter(1, long.slot[:, :37].clamp(min=0), alive(long))
     padding_slots = long.slot[:, 37:]
     assert not in_real.gather(1, padding_slots.clamp(min=0))[padding_slots >= 0].any(), "padding joined"

@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 import torch
 
-from tests.sweep.tiny import SHARED, write_pictures
+from tests.sweep.tiny import SHARED, before_each_point, write_pictures
 from tokred.errors import ConfigError, DataError
 from tokred.sweep import (
     Document,
+    Point,
     Progress,
     StorageError,
     Store,
@@ -19,7 +20,6 @@ from tokred.sweep import (
     read_results,
     run_sweep,
 )
-from tokred.sweep import run as run_module
 from tokred.sweep import subject as subject_module
 
 
@@ -32,13 +32,7 @@ def spec_of(model: str, data: str, *methods: dict[str, Any], **more: Any) -> Swe
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The points that are really measured, in order."""
     seen: list[str] = []
-
-    def spy(point: Any, *rest: Any) -> Any:
-        seen.append(point.label)
-        return measure(point, *rest)
-
-    measure = run_module.measure
-    monkeypatch.setattr(run_module, "measure", spy)
+    before_each_point(monkeypatch, lambda point: seen.append(point.label))
     return seen
 
 
@@ -87,7 +81,7 @@ def test_a_resumed_sweep_takes_the_unpatched_predictions_from_disk(
 ):
     rows = run_sweep(spec_of(tiny_model, pictures), tmp_path)
     Store(tmp_path).path(rows[2]["key"]).unlink()
-    monkeypatch.setattr(run_module.Subject, "reference", property(lambda self: pytest.fail("predicted again")))
+    monkeypatch.setattr(subject_module.Subject, "reference", property(lambda self: pytest.fail("predicted again")))
     assert run_sweep(spec_of(tiny_model, pictures), tmp_path, resume=True)[2]["agreement"] == rows[2]["agreement"]
 
 
@@ -142,13 +136,11 @@ def test_a_model_that_cannot_be_loaded_fails_its_points_only(tiny_model: str, pi
 def test_an_interruption_keeps_the_finished_points(
     tiny_model: str, pictures: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    def interrupt(point: Any, *rest: Any) -> Any:
+    def interrupt(point: Point) -> None:
         if point.label == "r=4":
             raise KeyboardInterrupt
-        return measure(point, *rest)
 
-    measure = run_module.measure
-    monkeypatch.setattr(run_module, "measure", interrupt)
+    before_each_point(monkeypatch, interrupt)
     with pytest.raises(KeyboardInterrupt):
         run_sweep(spec_of(tiny_model, pictures), tmp_path)
     assert sorted(read_results(tmp_path)["label"]) == ["", "r=2"]

@@ -1,6 +1,9 @@
 """A random model of 3 blocks and 25 patches, and a folder of 12 noise pictures: enough for a sweep in a second."""
 
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,6 +11,8 @@ import torch
 from PIL import Image
 
 from tokred.assets import ModelConfig, build_model, save_model
+from tokred.sweep import Point, run
+from tokred.sweep.kinds import Kind
 
 SHARED = {"batch_size": 4, "rounds": 2, "threads": 1}
 
@@ -47,3 +52,19 @@ def write_pictures(folder: Path, classes: str = "abc", each: int = 4) -> str:
 @pytest.fixture
 def pictures(tmp_path: Path) -> str:
     return write_pictures(tmp_path / "pictures")
+
+
+def before_each_point(monkeypatch: pytest.MonkeyPatch, look: Callable[[Point], None]) -> None:
+    """Have ``look`` see every point that is really measured, just before."""
+    kind_of = run.kind_of
+
+    def watched(models: Sequence[str]) -> Kind:
+        kind = kind_of(models)
+
+        def measure(point: Point, *rest: Any) -> Any:
+            look(point)
+            return kind.measure(point, *rest)
+
+        return replace(kind, measure=measure)
+
+    monkeypatch.setattr(run, "kind_of", watched)

@@ -3,13 +3,14 @@
 import pytest
 import torch
 
-from tests.tokenizers.tiny import flextok, pictures
+from tests.tokenizers.tiny import FLEXTOK, flextok, pictures
 from tokred.errors import ConfigError, DataError
 from tokred.tokenizers import shorten, to_bytes
 from tokred.tokenizers.flextok.dropout import draw_keep, keep_law
 from tokred.tokenizers.flextok.flow import follow
 from tokred.tokenizers.flextok.guidance import Projected
-from tokred.tokenizers.flextok.positions import Positions
+from tokred.tokenizers.flextok.model import FlexTok
+from tokred.tokenizers.flextok.positions import Positions, spread
 from tokred.tokenizers.flextok.quantize import FSQ
 from tokred.tokenizers.flextok.times import draw_times
 
@@ -24,7 +25,7 @@ def test_the_first_tokens_are_the_same_however_many_are_written():
     assert codes.shape == (3, 6)
     assert codes.dtype == torch.int64
     for tokens in range(1, 7):
-        assert torch.equal(model.encode(images, tokens), codes[:, :tokens])
+        assert torch.equal(model.encode(images, tokens=tokens), codes[:, :tokens])
 
 
 def test_a_ragged_batch_draws_what_each_row_draws_alone():
@@ -196,7 +197,7 @@ def test_codes_that_the_model_does_not_have_are_refused(codes, message):
 @pytest.mark.parametrize("tokens", [0, 7])
 def test_a_number_of_tokens_that_the_model_does_not_have_is_refused(tokens):
     with pytest.raises(DataError, match="1 to 6"):
-        flextok().encode(pictures(), tokens)
+        flextok().encode(pictures(), tokens=tokens)
 
 
 @pytest.mark.parametrize("changes", [{"null": None}, {"null_probability": 0.0}])
@@ -232,3 +233,24 @@ def test_a_model_for_any_size_takes_smaller_and_oblong_pictures():
         model.encode(torch.zeros(1, 1, 20, 16))
     with pytest.raises(DataError, match="4 x 4"):
         model.encode(torch.zeros(1, 1, 10, 16))
+
+
+def test_the_first_places_are_far_apart_and_none_comes_twice_before_all_did():
+    order = spread(4, 4, 20).tolist()
+    assert sorted(order[:16]) == list(range(16))
+    assert order[16:] == order[:4]
+    rows, columns = torch.tensor(order[:5]) // 4, torch.tensor(order[:5]) % 4
+    assert {(int(r), int(c)) for r, c in zip(rows, columns, strict=True)} >= {(0, 0), (0, 3), (3, 0), (3, 3)}
+
+
+def test_at_the_start_a_register_looks_at_its_own_place():
+    """Untrained, and blind to what is drawn: the place decides what a register sees."""
+    torch.manual_seed(0)
+    model = FlexTok(FLEXTOK.model_copy(update={"registers": 16}))
+    encoder, block = model.encoder, model.encoder.blocks[0]
+    with torch.no_grad():
+        places, registers = encoder.positions(4, 4)[0], encoder.registers
+        q, k = block.attn.qkv(torch.nn.functional.layer_norm(torch.cat([places, registers]), (32,))).chunk(3, -1)[:2]
+        q, k = (torch.nn.functional.layer_norm(x.unflatten(-1, (2, -1)), (16,)) for x in (q[16:], k[:16]))
+        closest = torch.einsum("qhd,khd->qk", q, k).argmax(1)
+    assert torch.equal(closest, spread(4, 4, 16))

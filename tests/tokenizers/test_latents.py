@@ -24,7 +24,7 @@ def halting_at(model, wanted):
 def test_halted_tokens_are_marked_and_say_nothing(codes):
     model = halting_at(karl(**codes), torch.tensor([False, True, False, False, True, True]))
     images = pictures()
-    found = model.encode(images, 0.05)
+    found = model.encode(images, quality=0.05)
     assert (found == -1).sum(1).tolist() == [3, 3, 3]
     assert model.tokens_for(images, 0.05).tolist() == [3, 3, 3]
     z, _ = model.read(images.float() / 127.5 - 1, torch.zeros(3, dtype=torch.int64))

@@ -38,7 +38,6 @@ def _small_data(monkeypatch):
 
     for module in (pictures, flextok, karl, prior):
         monkeypatch.setattr(module, "load_dataset", load)
-    monkeypatch.setattr(pictures, "dataset_names", lambda: ("some",))
 
 
 def flextok_spec(**changes):
@@ -122,7 +121,7 @@ def test_a_karl_learns_in_two_passes_and_its_file_says_how_many_tokens(tmp_path)
     assert state["mass"][5:].sum() == 0  # errors above 0.04 are never asked for first
     measured = task.export(model, tmp_path / "model")
     assert 0 <= measured["tokens_at_0.05"] <= 6
-    assert load_tokenizer(tmp_path / "model").encode(task.pictures.held, 0.1).shape == (4, 6)
+    assert load_tokenizer(tmp_path / "model").encode(task.pictures.held, quality=0.1).shape == (4, 6)
 
 
 def test_errors_that_were_reached_are_asked_for_less_often():

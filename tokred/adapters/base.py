@@ -29,11 +29,13 @@ class Tower(ABC):
         shape: numbers for cost and schedules.
         family: name of the adapter, for messages.
         padding_in_mask: the attention mask that the blocks get marks padding tokens.
+        classifies: the logits of a method can take the place of the model's.
         surrounding: the model in which the tower was found.
     """
 
     family: str = "registered blocks"
     padding_in_mask: bool = False
+    classifies: bool = False
 
     def __init__(self, module: nn.Module, blocks: Sequence[nn.Module], parts: Sequence[BlockParts]) -> None:
         self.module = module

@@ -22,7 +22,7 @@ class Averaged:
 
     def __call__(self, output: Any, state: TokenState) -> Any:
         """Weigh the last hidden state of an encoder output."""
-        if state.steps:
+        if state.reduced:
             output.last_hidden_state = weigh(output.last_hidden_state, votes(state, True), self.num_prefix)
         return output
 

@@ -9,7 +9,7 @@ from tokred.state import TokenState
 
 
 def votes(state: TokenState, by_size: bool) -> Tensor:
-    """[B, N] float32: how many patches each row counts for, 0 for padding and for dropped or masked tokens.
+    """[B, N] float32: how many patches each row counts for, 0 for padding and dropped tokens, near 0 for hidden ones.
 
     Args:
         state: of the tokens behind the last block; in full length, rows that were copied back count for themselves.
@@ -21,9 +21,9 @@ def votes(state: TokenState, by_size: bool) -> Tensor:
         count = state.sizes
     else:
         count = torch.ones_like(state.slot()[:, :1], dtype=torch.float32).expand(-1, state.num_tokens)
-    for there in (state.valid, state.alive):
-        count = count if there is None else count * there
-    return count
+    count = count if state.valid is None else count * state.valid
+    visible = state.visible
+    return count if visible is None else count * visible
 
 
 def weigh(x: Tensor, votes: Tensor, first: int, count: Tensor | int | None = None) -> Tensor:

@@ -33,7 +33,7 @@ class ImageChoice:
     @property
     def merges(self) -> bool:
         """Whether slots are more than copies of tokens."""
-        return self.map.moved.shape[1] > 0 or self.map.reduce == "sum"
+        return self.map.merges
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,13 +6,13 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tokred.adapters.attention import Call, Removable, Run, calling, current_call
-from tokred.adapters.masked import masked
 from tokred.adapters.parts import BlockParts
 from tokred.errors import NonFiniteError, ScheduleMismatchError
 from tokred.methods.base import Method
@@ -34,7 +34,9 @@ class Reduction:
         padding_in_mask: the attention mask of the model marks padding tokens.
         trace: keep the state of the last forward.
         full_length: features leave the encoder with one row for every token that entered.
+        modules: learnable parts of the method, by layer; they are not registered in the model.
         idle: run the replaced blocks without reducing anything (the self-check compares this with the original).
+        hosts: the method looks at what leaves every block, or has guests.
         last: state of the last forward, if ``trace``.
     """
 
@@ -54,8 +56,11 @@ class Reduction:
         self.full_length = full_length
         self.idle = False
         self.last: TokenState | None = None
+        self.modules = method.modules(shape)
         self._plans = {shape.num_tokens: method.plan(shape)}
-        self.first = self._first_layer(shape.num_tokens)
+        self._carries: dict[int, bool] = {}
+        self.hosts = self.carries(shape.num_tokens) or method.replaces_head
+        self.first = 0 if self.hosts else self._first_layer(shape.num_tokens)
 
     def plan(self, num_tokens: int) -> Schedule:
         """The schedule for an input of ``num_tokens`` tokens.
@@ -73,6 +78,32 @@ class Reduction:
                     f"{self.shape.num_tokens} it was patched for. Patch the model again for this input size."
                 )
         return self._plans[num_tokens]
+
+    def carries(self, num_tokens: int) -> bool:
+        """Whether guests go along with an input of ``num_tokens`` tokens."""
+        if num_tokens not in self._carries:
+            shape = self.shape.with_tokens(num_tokens)
+            carried = self.method.carried(shape, self._plans.get(num_tokens))
+            self._carries[num_tokens] = any(sum(guests) for guests in carried)
+        return self._carries[num_tokens]
+
+    def acts(self, layer: int, state: TokenState, tokens: int) -> bool:
+        """Whether the method is asked in a layer that ``tokens`` tokens reached."""
+        if self.method.masks:
+            return True
+        if state.soft is not None:  # all tokens are still there, whatever the schedule says
+            return self.module(layer) is not None
+        return min(self.plan(state.num_initial).stay(layer).values()) < tokens
+
+    def classify(self, state: TokenState) -> Tensor | None:
+        """Logits of the method in place of the model's, if it gives some."""
+        return None if self.modules is None else self.method.classify(state.memory, self.modules)
+
+    def module(self, layer: int) -> nn.Module | None:
+        """The learnable part for a layer, if there is one."""
+        if self.modules is None or str(layer) not in self.modules:
+            return None
+        return self.modules[str(layer)]
 
     @property
     def name(self) -> str:
@@ -127,8 +158,7 @@ class Site:
             x, state = self._start(x, arguments)
         if state.short is not None:
             x = state.short
-        with calling(Call(state)) as call:
-            y, state = self._run(x, state, arguments, call)
+        y, state = self._run(x, state, arguments)
         if self.reduction.trace:
             self.reduction.last = state
         if state.steps and state.full_length:
@@ -138,21 +168,55 @@ class Site:
             run.state = state
         return carry(y, state)
 
-    def _run(self, x: Tensor, state: TokenState, arguments: dict[str, Any], call: Call) -> tuple[Tensor, TokenState]:
-        parts, block = self.parts, self.block
-        arguments = self._indexed(arguments, state, x, call)
+    def _run(self, x: Tensor, state: TokenState, arguments: dict[str, Any]) -> tuple[Tensor, TokenState]:
+        """The block, on the tokens ``x`` and the guests of ``state`` behind them."""
         stay = self.reduction.plan(state.num_initial).stay(self.layer)
-        call.catching = reducing = self.reduction.method.masks or min(stay.values()) < x.shape[1]
+        reducing = self.reduction.acts(self.layer, state, x.shape[1])
+        seen = state.joined()
+        x = x if state.guests is None else torch.cat([x, state.guests], dim=1)
+        with calling(Call(seen, catching=reducing)) as call:
+            y, state = self._run_parts(x, state, self._indexed(arguments, seen, x, call), call, stay)
+        return (y, state) if self.reduction.idle or not self.reduction.hosts else self._part(y, state)
+
+    def _run_parts(
+        self, x: Tensor, state: TokenState, arguments: dict[str, Any], call: Call, stay: Mapping[str, int]
+    ) -> tuple[Tensor, TokenState]:
+        parts, block, idle = self.parts, self.block, self.reduction.idle
         original = parts.original(block)
-        if not (reducing or self.reduction.idle):
+        if not (call.catching or idle):
             return original(block, x, **arguments), state
         if self.reduction.method.site == "block_end" or not parts.mlp:
             y = original(block, x, **arguments)
-            return self._reduce(y, x, state, stay, arguments, call) if not self.reduction.idle else (y, state)
+            return self._reduce(y, x, state, stay, arguments, call) if not idle else (y, state)
         y = x + parts.attend(block, x, arguments)
-        if not self.reduction.idle:
+        if not idle:
             y, state = self._reduce(y, x, state, stay, arguments, call)
         return y + parts.transform(block, y), state
+
+    def _part(self, x: Tensor, state: TokenState) -> tuple[Tensor, TokenState]:
+        """The tokens that leave the block, without guests, and the state with the guests that go on."""
+        guests = None
+        if state.guests is not None:
+            x, guests = x.split([x.shape[1] - state.guests.shape[1], state.guests.shape[1]], dim=1)
+        return x, replace(state, guests=self.reduction.method.leave(self._view(x, state, guests=guests)))
+
+    def _view(self, x: Tensor, state: TokenState, **more: Any) -> LayerView:
+        """What a method may look at, besides the signals of the attention."""
+        shape = self.reduction.shape
+        return LayerView(
+            x,
+            layer=self.layer,
+            depth=shape.depth,
+            num_prefix=shape.num_prefix,
+            has_class_token=shape.has_class_token,
+            num_initial=state.num_initial,
+            sizes=state.sizes,
+            valid=state.valid,
+            module=self.reduction.module(self.layer),
+            soft=state.soft,
+            memory=state.memory,
+            **{"stay": {}, **more},
+        )
 
     def _reduce(
         self,
@@ -164,34 +228,29 @@ class Site:
         call: Call,
     ) -> tuple[Tensor, TokenState]:
         self._require_finite(x)
-        shape, parts = self.reduction.shape, self.parts
+        parts, method = self.parts, self.reduction.method
+        if method.guests_compete:
+            state = state.joined()
+        tokens = x.shape[1] if state.guests is None else x.shape[1] - state.guests.shape[1]
+        x, guests = x[:, :tokens], x[:, tokens:]
         attn = parts.attention_modules(self.block)[0]
         signals: dict[Any, Callable[[], Tensor]] = dict(
-            parts.reader.signals(attn, call.caught, arguments, shape.num_prefix)
+            parts.reader.signals(attn, call.caught, arguments, self.reduction.shape.num_prefix)
         )
         signals["before"] = lambda: before
-        view = LayerView(
-            x,
-            stay=stay,
-            layer=self.layer,
-            depth=shape.depth,
-            num_prefix=shape.num_prefix,
-            has_class_token=shape.has_class_token,
-            num_initial=state.num_initial,
-            sizes=state.sizes,
-            valid=state.valid,
-            alive=state.alive,
-            scale=parts.reader.scale(attn),
-            bias=call.caught.get("bias", arguments.get(parts.bias)),
-            memory=state.memory,
-            signals=signals,
-        )
-        with torch.set_grad_enabled(self.reduction.method.masks and torch.is_grad_enabled()):
-            token_map = self.reduction.method.reduce(view)
-            if view.valid is not None:
+        bias = call.caught.get("bias", arguments.get(parts.bias))
+        if guests.shape[1]:
+            signals = {name: partial(_first_tokens, read, tokens) for name, read in signals.items()}
+            bias = None if bias is None else bias[..., : min(tokens, bias.shape[-2]), :tokens]
+        view = self._view(x, state, stay=stay, scale=parts.reader.scale(attn), bias=bias, signals=signals)
+        learning = method.masks or view.module is not None
+        with torch.set_grad_enabled(learning and torch.is_grad_enabled()):
+            token_map = method.reduce(view)
+            if view.valid is not None and token_map.soft is None:
                 token_map = token_map.with_padding_last(view.valid)
         call.caught.clear()  # the memory of the keys is wanted for the MLP
-        return state.reduce(self.layer, token_map, x)
+        y, state = state.reduce(self.layer, token_map, x)
+        return torch.cat([y, guests], dim=1) if guests.shape[1] else y, state
 
     def _start(self, x: Tensor, arguments: Mapping[str, Any]) -> tuple[Tensor, TokenState]:
         if self.layer > self.reduction.first:
@@ -207,11 +266,14 @@ class Site:
         origin = torch.arange(x.shape[1], device=x.device).expand(x.shape[0], -1)
         lead, full_length = _asked_for(x)
         state = TokenState(num_initial=x.shape[1], valid=valid, origin=origin, full_length=full_length)
-        if lead is None:
-            return x, state
-        order = (origin != lead[:, None]).to(torch.int8).argsort(dim=1, stable=True)
-        token_map = TokenMap.select(order, x.shape[1])
-        return token_map.apply(x), state.after(-1, token_map)
+        if lead is not None:
+            order = (origin != lead[:, None]).to(torch.int8).argsort(dim=1, stable=True)
+            token_map = TokenMap.select(order, x.shape[1])
+            x, state = token_map.apply(x), state.after(-1, token_map)
+        if self.reduction.carries(x.shape[1]) and not self.reduction.idle:
+            guests = self.reduction.method.enter(self._view(x, state), self.reduction.modules)
+            state = replace(state, guests=guests)
+        return x, state
 
     def _indexed(self, arguments: dict[str, Any], state: TokenState, x: Tensor, call: Call) -> dict[str, Any]:
         """The arguments for the tokens that are there, with the bias for sizes and padding slots added."""
@@ -241,6 +303,11 @@ class Site:
                 f"Activations after the attention of block {self.layer} are not finite, so {self.reduction.name} "
                 "cannot compare tokens. Check the input images and the precision (try bfloat16 instead of float16)."
             )
+
+
+def _first_tokens(read: Callable[[], Tensor], tokens: int) -> Tensor:
+    """A signal [.., N, D] without the guests behind the tokens."""
+    return read()[..., :tokens, :]
 
 
 def _asked_for(x: Tensor) -> tuple[Tensor | None, bool]:
@@ -289,7 +356,7 @@ class OwnBias:
 def key_bias(state: TokenState, proportional: bool, dtype: torch.dtype) -> Tensor | None:
     """[B, 1, 1, N] additive bias: log of the sizes (proportional attention), minus infinity for padding slots.
 
-    Where tokens are masked it says so, too.
+    In training the logarithm of the soft mask is added, and then it is [B, 1, N, N]: every token sees itself.
     """
     ragged = any(step.map.valid is not None for step in state.steps)
     bias = None
@@ -297,9 +364,13 @@ def key_bias(state: TokenState, proportional: bool, dtype: torch.dtype) -> Tenso
         bias = state.sizes.log()
     elif ragged and state.valid is not None:
         bias = torch.zeros_like(state.valid, dtype=torch.float32).masked_fill(~state.valid, -torch.inf)
-    if bias is None and state.alive is not None:
-        bias = torch.zeros_like(state.alive)
-    return None if bias is None else masked(bias[:, None, None].to(dtype), state.alive)
+    bias = None if bias is None else bias[:, None, None]
+    visible = state.visible
+    if visible is not None:
+        itself = torch.eye(visible.shape[1], dtype=torch.bool, device=visible.device)
+        hidden = visible.log()[:, None, None].masked_fill(itself, 0.0)
+        bias = hidden if bias is None else bias + hidden
+    return None if bias is None else bias.to(dtype)
 
 
 def add_bias(mask: Tensor | None, bias: Tensor) -> Tensor:

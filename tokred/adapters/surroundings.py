@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from tokred.adapters.attention import Run, calling, current_call
 from tokred.adapters.pool import votes
 from tokred.adapters.site import Reduction
-from tokred.errors import UnsupportedModelError
 from tokred.state import TokenState
 
 
@@ -64,7 +63,7 @@ class RunningMethod:
 def reduced_state() -> TokenState | None:
     """The state behind the last block of the model that is running in this thread, once tokens were reduced."""
     call = current_call()
-    return None if call is None or call.state is None or not call.state.steps else call.state
+    return None if call is None or call.state is None or not call.state.reduced else call.state
 
 
 class SizedKeys:
@@ -80,11 +79,6 @@ class SizedKeys:
         state = reduced_state()
         if state is None:
             return None
-        if state.alive is not None:
-            raise UnsupportedModelError(
-                "This model pools with an nn.MultiheadAttention, through which masked tokens get no gradient, so "
-                "nothing that masks tokens can be trained in it."
-            )
         x = inputs[0]
         bias = votes(state, self.by_size).log().to(x.dtype)
         given = kwargs.get("key_padding_mask")

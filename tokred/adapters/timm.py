@@ -78,6 +78,7 @@ class TimmTower(Tower):
     """A timm model with a flat list of ``blocks``."""
 
     family = "timm"
+    classifies = True
 
     def __init__(self, module: nn.Module, blocks: Sequence[nn.Module], parts: Sequence[BlockParts]) -> None:
         super().__init__(module, blocks, parts)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +10,6 @@ from torch import Tensor, nn
 
 from tokred.adapters.attention import Call, calling, current_call
 from tokred.adapters.base import Undo
-from tokred.adapters.masked import masked
 from tokred.adapters.pool import votes, weigh
 from tokred.adapters.site import Reduction, add_bias
 from tokred.errors import UnsupportedModelError
@@ -29,6 +27,7 @@ class ReducedHead:
     def __init__(self, model: nn.Module, reduction: Reduction) -> None:
         self.model: Any = model
         self.argument_names = list(inspect.signature(type(self.model).forward_head).parameters)[1:]
+        self.reduction = reduction
         self.by_size = reduction.method.pools_by_size
         self._require_meaning()
 
@@ -57,7 +56,11 @@ class ReducedHead:
         original = type(self.model).forward_head
         x = arguments[self.argument_names[0]]
         state = state_of(x)
-        if state is None or not state.steps:
+        if state is not None and not arguments.get("pre_logits"):
+            logits = self.reduction.classify(state)
+            if logits is not None:
+                return logits
+        if state is None or not state.reduced:
             return original(self.model, **arguments)
         if arguments.get("patch_valid") is not None:
             arguments["patch_valid"] = self._valid(arguments["patch_valid"], x, state)
@@ -80,7 +83,7 @@ class ReducedHead:
 
     def _weighed(self, x: Tensor, state: TokenState, patch_valid: Tensor | None) -> Tensor:
         """Scale the tokens so that their plain mean is their mean by size."""
-        if not self.by_size and state.valid is None and state.short is None and state.alive is None:
+        if not self.by_size and state.valid is None and state.short is None and state.soft is None:
             return x
         first = 0 if getattr(self.model, "pool_include_prefix", False) else self.model.num_prefix_tokens
         count = None if patch_valid is None else patch_valid.sum(dim=1, keepdim=True)
@@ -92,12 +95,9 @@ def weigh_attention_pool(
 ) -> tuple[tuple[Tensor, ...], dict[str, Any]] | None:
     """Pre-hook for attention pooling: a token is attended to once for every patch it stands for."""
     call = current_call()
-    if call is None or call.state is None:
+    state = None if call is None else call.state
+    if state is None or (state.sizes is None and state.short is None and state.soft is None):
         return None
-    state, tokens = call.state, inputs[0].shape[1]
-    if state.sizes is None and state.short is None and state.alive is None:
-        return None
-    count = votes(replace(state, alive=None), True)  # a mask takes another way: it has no logarithm
-    bias = count.log()[:, None, None, -tokens:].to(inputs[0].dtype)
-    bias = masked(bias, None if state.alive is None else state.alive[:, -tokens:])
+    tokens = inputs[0].shape[1]
+    bias = votes(state, True).log()[:, None, None, -tokens:].to(inputs[0].dtype)
     return inputs, {**kwargs, "attn_mask": add_bias(kwargs.get("attn_mask"), bias)}

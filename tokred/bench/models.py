@@ -95,8 +95,10 @@ def markdown(record: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def save(record: dict[str, Any], path: str | Path) -> tuple[Path, Path]:
-    """Write the record as JSON at ``path`` and as a page beside it; returns both paths.
+def save(
+    record: dict[str, Any], path: str | Path, page: Callable[[dict[str, Any]], str] | None = markdown
+) -> tuple[Path, ...]:
+    """Write a record as JSON at ``path`` and, where there is one, as a page beside it; returns what was written.
 
     Raises:
         ConfigError: the path does not end in .json.
@@ -105,14 +107,16 @@ def save(record: dict[str, Any], path: str | Path) -> tuple[Path, Path]:
     path = Path(path)
     if path.suffix != ".json":
         raise ConfigError(f"{path}: the result is JSON; give a path that ends in .json. The page is written beside it.")
-    page = path.with_suffix(".md")
+    texts = {path: json.dumps(record, indent=1) + "\n"}
+    if page is not None:
+        texts[path.with_suffix(".md")] = page(record)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(record, indent=1) + "\n")
-        page.write_text(markdown(record))
+        for place, text in texts.items():
+            place.write_text(text)
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror}).") from error
-    return path, page
+    return tuple(texts)
 
 
 def _entry(r: int, found: Explanation) -> dict[str, Any]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import sys
 from collections.abc import Sequence
 
@@ -18,6 +16,7 @@ from tokred.cli.learn import learn
 from tokred.cli.listing import methods, models, schedules
 from tokred.cli.sweep import plot, sweep
 from tokred.cli.tokenizer import decode, encode
+from tokred.cli.train import train
 from tokred.errors import TokredError
 
 app = typer.Typer(
@@ -36,11 +35,9 @@ def _version(version: bool = typer.Option(False, "--version", help="Print the ve
         raise typer.Exit
 
 
-for command in (explain, sweep, plot, bench, methods, models, schedules, encode, decode):
+for command in (explain, sweep, plot, bench, train, methods, models, schedules, encode, decode):
     app.command()(command)
 app.add_typer(learn, name="learn")
-if importlib.util.find_spec("tokred.cli.train") is not None:
-    app.command()(importlib.import_module("tokred.cli.train").train)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from tokred.bench.explain import Explanation
 from tokred.bench.models import SpeedBench, run_bench, save
+from tokred.bench.tokenizer import TokenizerBench, bench_tokenizer
 from tokred.cli.console import output, progress_bar
 from tokred.methods import ToMe
 
@@ -22,9 +23,15 @@ def bench(
     rounds: Annotated[int, typer.Option(min=1, help="Timed pairs for every r.")] = SpeedBench.rounds,
     device: Annotated[str, typer.Option()] = SpeedBench.device,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = SpeedBench.dtype,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Time this tokenizer beside its bare transformer blocks instead.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Write JSON there, and a page (.md) beside it.")] = None,
 ) -> None:
     """Time ToMe beside the unpatched model, A B, B A ..., and set the median ratio against the ratio of the MACs."""
+    if tokenizer is not None:
+        _bench_tokenizer(TokenizerBench(tokenizer, batch_size, num_threads, rounds, device, dtype), out)
+        return
     setting = SpeedBench(model, tuple(r or SpeedBench.rs), batch_size, num_threads, rounds, device, dtype)
     table = Table("r", "tokens at the end", "GMACs", "ideal", "measured", "middle half", "measured / ideal", "images/s")
     for column in table.columns:
@@ -47,6 +54,24 @@ def bench(
     if out is not None:
         written = save(record, out)
         console.print(f"Written: {', '.join(map(str, written))}", highlight=False)
+
+
+def _bench_tokenizer(setting: TokenizerBench, out: Path | None) -> None:
+    record = bench_tokenizer(setting)
+    table = Table("", "time / time of the blocks", "middle half", "pictures/s")
+    for part in ("encode", "decode"):
+        found = record[part]
+        middle = f"{found['low']:.3f} to {found['high']:.3f}"
+        table.add_row(part, f"{found['over_blocks']:.3f}", middle, f"{found['images_per_second']:.1f}")
+    console = output()
+    console.print(
+        f"{setting.tokenizer}, {setting.dtype}, batch {setting.batch_size}, {record['device']}, {record['threads']} "
+        f"threads, torch {record['versions']['torch']}; {setting.rounds} pairs each",
+        highlight=False,
+    )
+    console.print(table)
+    if out is not None:
+        console.print(f"Written: {save(record, out, page=None)[0]}", highlight=False)
 
 
 def _cells(found: Explanation) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -16,86 +17,79 @@ from tokred.sweep import UNPATCHED, Point
 _SHOWN_FILES = 5
 
 
+@dataclass(frozen=True)
+class _Layout:
+    """One kind of results as a table.
+
+    Attributes:
+        decides: the column that only such results have.
+        things: what was counted.
+        columns: title, column of the results, and form.
+    """
+
+    decides: str
+    things: str
+    columns: tuple[tuple[str, str, str], ...]
+
+
+_LAYOUTS = (
+    _Layout("exact_match", "questions", (
+        ("visual tokens", "visual_tokens", "{:.1f}"), ("newlines", "newline_tokens", "{:.1f}"),
+        ("exact %", "exact_match", "{:.2f}"), ("agree %", "agreement", "{:.2f}"), ("GMACs", "gmacs", "{:.3f}"),
+        ("ideal", "ideal_speedup", "{:.2f}x"), ("prefill", "prefill_speedup", "{:.2f}x"),
+        ("vision ms", "vision_ms", "{:.1f}"), ("reduction ms", "reduction_ms", "{:.1f}"),
+        ("prefill ms", "prefill_ms", "{:.1f}"), ("decode ms", "decode_ms", "{:.1f}"),
+        ("tokens/s", "tokens_per_second", "{:.0f}"), ("KV MB", "kv_cache_mb", "{:.2f}"),
+        ("peak MB", "peak_memory_mb", "{:.0f}"),
+    )),
+    _Layout("bits", "pictures", (
+        ("tokens", "tokens", "{:.1f}"), ("bits", "bits", "{:.0f}"), ("PSNR", "psnr", "{:.2f}"),
+        ("drawn", "psnr_drawn", "{:.2f}"), ("SSIM", "ssim", "{:.3f}"), ("error", "pixel_error", "{:.3f}"),
+        ("features", "feature_distance", "{:.3f}"), ("Frechet", "frechet_distance", "{:.1f}"),
+        ("probe %", "probe_top1", "{:.1f}"), ("encoded/s", "encode_images_per_second", "{:.0f}"),
+        ("decoded/s", "decode_images_per_second", "{:.0f}"),
+    )),
+    _Layout("speedup", "images", (
+        ("GMACs", "gmacs", "{:.3f}"), ("tokens", "mean_tokens", "{:.1f}"), ("top-1 %", "top1", "{:.2f}"),
+        ("agree %", "agreement", "{:.2f}"), ("speed-up", "speedup", "{:.2f}x"),
+        ("images/s", "images_per_second", "{:.0f}"), ("p50 ms", "latency_p50_ms", "{:.0f}"),
+        ("p95 ms", "latency_p95_ms", "{:.0f}"), ("peak MB", "peak_memory_mb", "{:.0f}"),
+    )),
+)  # fmt: skip
+
+
 def result_tables(rows: Sequence[dict[str, Any]]) -> Iterator[Table]:
     """One table for every model and data set, from the dearest point to the cheapest."""
     finished = [row for row in rows if row["status"] == "finished"]
     for (model, data), group in groupby(finished, key=lambda row: (row["model"], row["data"])):
-        members = sorted(group, key=lambda row: (-(row["gmacs"] or 0.0), row["method"] != UNPATCHED))
+        members = sorted(group, key=lambda row: (-(row.get("gmacs") or row.get("bits") or 0.0), _is_patched(row)))
         first = members[0]
-        if first.get("exact_match") is not None:
-            yield _vqa_table(model, data, members)
-            continue
+        layout = next(layout for layout in _LAYOUTS if first.get(layout.decides) is not None)
         table = Table(
-            title=f"{model} on {data}: {first['images']} images, batch {first['batch_size']}, {first['dtype']}, "
-            f"{first['device_name']}, {first['threads']} threads",
+            title=f"{model} on {data}: {first['images']} {layout.things}, batch {first['batch_size']}, "
+            f"{first['dtype']}, {first['device_name']}, {first['threads']} threads",
             title_justify="left",
         )
         table.add_column("method")
         table.add_column("setting")
-        for title in ("GMACs", "tokens", "top-1 %", "agree %", "speed-up", "images/s", "p50 ms", "p95 ms", "peak MB"):
+        for title, _, _ in layout.columns:
             table.add_column(title, justify="right")
         for row in members:
-            table.add_row(
-                row["method"],
-                escape(row["label"]),
-                f"{row['gmacs']:.3f}",
-                f"{row['mean_tokens']:.1f}",
-                _number(row["top1"], "{:.2f}"),
-                f"{row['agreement']:.2f}",
-                f"{row['speedup']:.2f}x",
-                f"{row['images_per_second']:.0f}",
-                f"{row['latency_p50_ms']:.0f}",
-                f"{row['latency_p95_ms']:.0f}",
-                f"{row['peak_memory_mb']:.0f}",
-                style="bold" if row["method"] == UNPATCHED else None,
-            )
+            cells = (_number(row.get(column), form) for _, column, form in layout.columns)
+            table.add_row(row["method"], escape(row["label"]), *cells, style=None if _is_patched(row) else "bold")
         yield table
 
 
-def _vqa_table(model: str, data: str, members: Sequence[dict[str, Any]]) -> Table:
-    """Multimodal models: times are those of one batch."""
-    first = members[0]
-    table = Table(
-        title=f"{model} on {data}: {first['images']} questions, batch {first['batch_size']}, {first['dtype']}, "
-        f"{first['device_name']}, {first['threads']} threads",
-        title_justify="left",
-    )
-    table.add_column("method")
-    table.add_column("setting")
-    for title in (
-        "visual tokens", "newlines", "exact %", "agree %", "GMACs", "ideal", "prefill", "vision ms", "reduction ms",
-        "prefill ms", "decode ms", "tokens/s", "KV MB", "peak MB",
-    ):  # fmt: skip
-        table.add_column(title, justify="right")
-    for row in members:
-        table.add_row(
-            row["method"],
-            escape(row["label"]),
-            f"{row['visual_tokens']:.1f}",
-            f"{row['newline_tokens']:.1f}",
-            f"{row['exact_match']:.2f}",
-            f"{row['agreement']:.2f}",
-            _number(row["gmacs"], "{:.3f}"),
-            _number(row["ideal_speedup"], "{:.2f}x"),
-            f"{row['prefill_speedup']:.2f}x",
-            f"{row['vision_ms']:.1f}",
-            f"{row['reduction_ms']:.1f}",
-            f"{row['prefill_ms']:.1f}",
-            f"{row['decode_ms']:.1f}",
-            f"{row['tokens_per_second']:.0f}",
-            f"{row['kv_cache_mb']:.2f}",
-            f"{row['peak_memory_mb']:.0f}",
-            style="bold" if row["method"] == UNPATCHED else None,
-        )
-    return table
+def _is_patched(row: dict[str, Any]) -> bool:
+    return row["method"] != UNPATCHED
 
 
-def planned_table(planned: Sequence[tuple[Point, Cost | Exception | None]]) -> Table:
+def planned_table(planned: Sequence[tuple[Point, Cost | Exception | str]]) -> Table:
     """What a sweep would measure."""
     table = Table("model", "data", "method", "setting", "GMACs", "tokens per layer")
     for point, cost in planned:
-        if cost is None:
-            outlook = ["", "depends on the prompts"]
+        if isinstance(cost, str):
+            outlook = ["", cost]
         elif isinstance(cost, Exception):
             outlook = ["", f"[red]will fail: {escape(str(cost))}[/]"]
         else:

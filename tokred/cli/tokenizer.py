@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,8 +13,6 @@ from tokred.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from tokred.tokenizers.base import Tokenizer
 
 DEFAULT = "flextok-shapes"
 
@@ -64,7 +62,7 @@ def encode(
                     continue
                 names.append(path.relative_to(pictures).as_posix())
             if batch:
-                rows.append(_encode(model, torch.stack(batch), tokens, quality).cpu())
+                rows.append(model.encode(torch.stack(batch), tokens=tokens, quality=quality).cpu())
             bar.update(task, completed=min(len(files), start + batch_size))
     for reason in skipped:
         errors().print(f"not read: {reason}", highlight=False, soft_wrap=True, markup=False)
@@ -100,7 +98,6 @@ def decode(
 
     from tokred.tokenizer_assets import load_tokenizer
     from tokred.tokenizers.base import to_bytes
-    from tokred.tokenizers.flextok.model import FlexTok
 
     rows, names, written_by = _read(codes)
     model = load_tokenizer(tokenizer or written_by).to(device)
@@ -108,33 +105,25 @@ def decode(
         if not 1 <= tokens <= rows.shape[1]:
             raise DataError(f"--tokens {tokens}: {codes} holds 1 to {rows.shape[1]} a picture.")
         rows = rows[:, :tokens]
-    knobs: dict[str, Any] = {}
-    if isinstance(model, FlexTok):
-        knobs = {"steps": steps, "guidance": guidance, "generator": torch.Generator().manual_seed(seed)}
-    elif guidance != 1:
+    knobs = {name: value for name, value in (("steps", steps), ("guidance", guidance)) if name in model.decode_knobs}
+    if guidance != 1 and not knobs:
         raise ConfigError(f"--guidance: {type(model).__name__} draws at once and has none.")
+    chance = torch.Generator().manual_seed(seed)
     with progress_bar() as bar:
         task = bar.add_task(tokenizer or written_by, total=len(rows))
         for start in range(0, len(rows), batch_size):
-            drawn = to_bytes(model.decode(rows[start : start + batch_size], **knobs)).permute(0, 2, 3, 1).cpu().numpy()
+            drawn = (
+                to_bytes(model.decode(rows[start : start + batch_size], generator=chance, **knobs))
+                .permute(0, 2, 3, 1)
+                .cpu()
+                .numpy()
+            )
             for array, name in zip(drawn, names[start : start + batch_size], strict=True):
                 path = _inside(pictures, name)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(array[:, :, 0] if array.shape[-1] == 1 else array).save(path)
             bar.update(task, completed=min(len(rows), start + batch_size))
     output().print(f"{len(rows)} pictures: {pictures}", highlight=False, soft_wrap=True)
-
-
-def _encode(model: Tokenizer, images: Tensor, tokens: int | None, quality: float | None) -> Tensor:
-    from tokred.tokenizers.base import shorten
-    from tokred.tokenizers.karl import KARL
-
-    if isinstance(model, KARL):
-        return model.encode(images, tokens=tokens, **({} if quality is None else {"quality": quality}))
-    codes = model.encode(images)
-    if quality is not None:
-        codes = shorten(codes, model.tokens_for(images, quality))
-    return codes if tokens is None else codes[:, :tokens]
 
 
 def _read(codes: Path) -> tuple[Tensor, list[str], str]:

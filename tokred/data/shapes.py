@@ -51,11 +51,11 @@ def _paint(count: Tensor, ground: Tensor, numbers: Tensor, side: int) -> Tensor:
     angle = 2 * torch.pi * ground[:, 6, None, None]
     part = (0.5 + (x * angle.cos() + y * angle.sin()) / 2**0.5)[:, None]  # [B, 1, H, W]
     first, last = ground[:, :3, None, None], ground[:, 3:6, None, None]
-    images = 0.25 + 0.5 * (first + (last - first) * part)
+    images = first + (last - first) * part
     for place in range(MOST):
         more = (count > place).nonzero()[:, 0]
         kind, left, top, size, turn, *colour = numbers[more, place, :, None, None].unbind(1)  # each [b, 1, 1]
-        radius = 0.07 + 0.13 * size
+        radius = 0.08 + 0.18 * size
         turn = 2 * torch.pi * turn
         px, py = x - 0.8 * (left - 0.5), y - 0.8 * (top - 0.5)
         px, py = px * turn.cos() + py * turn.sin(), py * turn.cos() - px * turn.sin()

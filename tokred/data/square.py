@@ -35,6 +35,19 @@ def fit(images: Tensor, side: int, channels: int) -> Tensor:
     return small.round().clamp(0, 255).to(torch.uint8)
 
 
+class Square:
+    """A transform from a PIL picture, or bytes [C, H, W], to bytes [C, side, side]; can be sent to other processes."""
+
+    def __init__(self, side: int, channels: int):
+        self.side, self.channels = side, channels
+
+    def __call__(self, picture: Image.Image | Tensor) -> Tensor:
+        """Return the square picture."""
+        if isinstance(picture, Tensor):
+            return fit(picture[None], self.side, self.channels)[0]
+        return square(picture, self.side, self.channels)
+
+
 def grey(images: Tensor) -> Tensor:
     """Return the brightness [N, 1, H, W] of pictures uint8 [N, 3, H, W]."""
     weights = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)

@@ -5,19 +5,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tokred.errors import TokredError
 from tokred.tokenizers.flextok.model import FlexTok
-
-
-def lengths(tokens: int) -> tuple[int, ...]:
-    """Return 1, 2, 4, ... and ``tokens``.
-
-    >>> lengths(12)
-    (1, 2, 4, 8, 12)
-    """
-    return tuple(sorted({2**j for j in range(tokens.bit_length()) if 2**j <= tokens} | {tokens}))
 
 
 def psnr(images: Tensor, others: Tensor) -> Tensor:
@@ -66,24 +57,13 @@ def mean_image_psnr(known: Tensor, images: Tensor) -> float:
 
 
 def frechet_distance(features: Tensor, others: Tensor) -> float:
-    """Return the Frechet distance between Gaussians fitted to two sets of features [N, D], [M, D]."""
-    first, second = features.double(), others.double()
-    distance = (first.mean(0) - second.mean(0)).square().sum()
-    a, b = torch.cov(first.T), torch.cov(second.T)
-    # the trace of the root of a b is the sum of the roots of its eigenvalues, which are real and not negative
-    roots = torch.linalg.eigvals(a @ b).real.clamp(min=0).sqrt().sum()
-    return float(distance + a.trace() + b.trace() - 2 * roots)
-
-
-@torch.no_grad()
-def fmnist_features(images: Tensor, model: Any, batch_size: int = 250) -> Tensor:
-    """Return what ``vit-fmnist`` makes of pictures [N, 1, 32, 32] in [-1, 1] before its head, [N, D]."""
-    config = model.pretrained_cfg
-    border = (images.shape[-1] - config["input_size"][-1]) // 2
-    inner = images[..., border : images.shape[-2] - border, border : images.shape[-1] - border]
-    inner = ((inner.float().clamp(-1, 1) + 1) / 2 - config["mean"][0]) / config["std"][0]
-    parts = inner.split(batch_size)
-    return torch.cat([model.forward_head(model.forward_features(part), pre_logits=True) for part in parts])
+    """Return the Frechet distance between Gaussians fitted to two sets of features [N, D], [M, D], by torchmetrics."""
+    given = nn.Identity()  # features are had already
+    given.num_features = features.shape[1]  # type: ignore[assignment]
+    distance = need_torchmetrics().image.fid.FrechetInceptionDistance(feature=given)
+    distance.update(features.cpu(), real=True)
+    distance.update(others.cpu(), real=False)
+    return float(distance.compute())
 
 
 def need_torchmetrics() -> Any:
@@ -95,9 +75,11 @@ def need_torchmetrics() -> Any:
     try:
         import torchmetrics  # pyright: ignore[reportMissingImports]
         import torchmetrics.functional.image  # pyright: ignore[reportMissingImports]
+        import torchmetrics.image.fid  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise TokredError(
-            f"SSIM needs torchmetrics, which is not installed ({error}). Type: pip install 'tokred[eval]'"
+            f"SSIM and Frechet distances need torchmetrics, which is not installed ({error}). "
+            "Type: pip install 'tokred[sweep]'"
         ) from error
     return torchmetrics
 

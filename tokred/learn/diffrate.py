@@ -121,27 +121,27 @@ class MaskedDiffRate(DiffRate):
         """Rates are what they are."""
 
     def reduce(self, view: LayerView) -> TokenMap:
-        """All tokens, sorted, the first of them merged; ``alive`` masks those that inference would remove."""
+        """All tokens, sorted, the first of them merged; ``soft`` masks those that inference would remove."""
         if view.valid is not None:
             raise UnsupportedModelError("DiffRate learns from images of one size, without padding.")
         if view.layer == 0:
             return TokenMap.identity(view.batch, view.num_tokens, view.x.device)
         prune_to, merge_to = view.stay["prune"], view.stay["merge"]
         token_map = self._sorted(view, prune_to, merge_to)
-        before = view.x.new_ones(view.x.shape[:2], dtype=torch.float32) if view.alive is None else view.alive.detach()
+        before = view.x.new_ones(view.x.shape[:2], dtype=torch.float32) if view.soft is None else view.soft.detach()
         gone = token_map.gather(before) == 0
         by_pruning, by_merging = self.rates.chance(view.layer)
-        alive = survive(by_pruning, prune_to, gone)
+        soft = survive(by_pruning, prune_to, gone)
         if merge_to < prune_to:
-            alive = alive * survive(by_merging, merge_to, gone | (alive.detach() == 0))
-        return replace(token_map, alive=alive)
+            soft = soft * survive(by_merging, merge_to, gone | (soft.detach() == 0))
+        return replace(token_map, soft=soft)
 
     @torch.no_grad()
     def _sorted(self, view: LayerView, prune_to: int, merge_to: int) -> TokenMap:
         with torch.autocast(view.x.device.type, enabled=False):  # order and partners are those of inference
             importance = view.class_attention()
-            if view.alive is not None:
-                importance = importance.masked_fill(view.alive[:, view.num_prefix :] == 0, -1.0)
+            if view.soft is not None:
+                importance = importance.masked_fill(view.soft[:, view.num_prefix :] == 0, -1.0)
             order = ops.rank_descending(importance)
             return merge_in_place(view.x, view.sizes, order, prune_to, merge_to, view.num_prefix)
 

@@ -19,7 +19,8 @@ from tokred.learn.space import Range, Space, make_space, written
 from tokred.learn.spec import AnySpec, SearchSpec
 from tokred.schedule import Schedule
 from tokred.sweep.extra import need
-from tokred.sweep.subject import Subject, require_names
+from tokred.sweep.kinds import require_names
+from tokred.sweep.subject import Subject
 
 _SEEDS = 5  # budgets at which the method's own law is tried first
 

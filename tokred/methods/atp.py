@@ -6,16 +6,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, Self
+from typing import ClassVar, Literal, NamedTuple, Self
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tokred.decoder_view import DecoderView
 from tokred.errors import ConfigError
 from tokred.methods.decoder import DecoderMethod, check_layers, scaled_layers
+from tokred.methods.parts import load_parts
 from tokred.methods.registry import register
 from tokred.token_map import TokenMap
 
@@ -139,11 +139,6 @@ class ATP(DecoderMethod):
         if self.scaling not in ("none", "unit"):
             raise ValueError(f"scaling={self.scaling!r}: 'none' or 'unit'.")
 
-    def describe(self) -> dict[str, Any]:
-        """The knobs that differ from their defaults, as plain data."""
-        knobs = super().describe()
-        return {**knobs, "weights": str(self.weights)} if "weights" in knobs else knobs
-
     def stages(self, depth: int) -> tuple[int, ...]:
         """The layers given, or those of the paper, scaled."""
         layers = scaled_layers((4, 14, 24), 32, depth) if self.layers is None else tuple(self.layers)
@@ -162,7 +157,7 @@ class ATP(DecoderMethod):
         """
         modules = nn.ModuleDict({str(layer): ATPModule(dim) for layer in self.stages(depth)})
         if self.weights is not None:
-            _load(modules, Path(self.weights))
+            load_parts(modules, self.weights, _outline)
         return modules
 
     def scores(self, view: DecoderView) -> ATPScores:
@@ -321,14 +316,6 @@ def _image_sizes(view: DecoderView) -> Tensor:
 def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
     """In float32, whatever the precision of the model."""
     return F.linear(x, layer.weight.float(), layer.bias.float())
-
-
-def _load(modules: nn.ModuleDict, path: Path) -> None:
-    found, wanted = load_file(path), modules.state_dict()
-    shapes = {name: tuple(value.shape) for name, value in found.items()}
-    if shapes != {name: tuple(value.shape) for name, value in wanted.items()}:
-        raise ConfigError(f"{path} holds {_outline(found)}; this model needs {_outline(wanted)}.")
-    modules.load_state_dict(found)
 
 
 def _outline(state: dict[str, Tensor]) -> str:

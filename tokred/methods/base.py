@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
+
+from torch import Tensor, nn
 
 from tokred.cost import Convention, Cost, cost
 from tokred.methods.registry import AnyMethod
@@ -27,8 +29,8 @@ class Method(AnyMethod):
 
     Attributes:
         schedule: counts for every layer; a schedule, a file, or the name of a shipped one.
-        masks: (class) it is in training: in every layer its maps keep all tokens, ``TokenMap.alive`` says which of
-            them are still seen, and gradients pass through the decision.
+        masks: (class) its counts are what is trained: they change from step to step, in every layer its maps keep all
+            tokens, and ``TokenMap.soft`` hides those that are to go.
         adaptive: (class) images may keep fewer tokens than the schedule says, never more.
         budget: what the model may cost instead: ``"2.9 GMACs"``, ``"60%"``, ``"96 tokens"``.
     """
@@ -77,6 +79,43 @@ class Method(AnyMethod):
         """Multiply-accumulates that deciding costs in one layer, besides reading the signals."""
         return 0
 
+    @property
+    def guests_compete(self) -> bool:
+        """Whether guests take part in the next reduction, as tokens at the end; otherwise they stay beside."""
+        return False
+
+    @property
+    def replaces_head(self) -> bool:
+        """Whether :meth:`classify` gives the logits of the model."""
+        return False
+
+    def carried(self, shape: ModelShape, schedule: Schedule | None = None) -> Sequence[tuple[int, int]]:
+        """Guests in the attention and in the MLP of every block; empty for methods without.
+
+        Guests are tokens that go through blocks beside the sequence: the schedule does not count them, and nothing
+        outside of the blocks sees them.
+        """
+        return ()
+
+    def enter(self, view: LayerView, modules: nn.ModuleDict | None) -> Tensor | None:
+        """[B, G, C] the guests that enter the first block; called where there will be any."""
+        return None
+
+    def leave(self, view: LayerView) -> Tensor | None:
+        """[B, G, C] the guests behind a block, given its tokens and ``view.guests``."""
+        return view.guests
+
+    def classify(self, memory: Mapping[str, Any], modules: nn.ModuleDict) -> Tensor | None:
+        """Logits from what was put aside, in place of the model's; ``None``: nothing was."""
+        return None
+
+    def modules(self, shape: ModelShape) -> nn.ModuleDict | None:
+        """The learnable parts by the name of the block, ready for use; ``None`` for methods without.
+
+        A method that has some takes a file of learned ones as the knob ``weights``.
+        """
+        return None
+
     def zero(self) -> Self | None:
         """The same method set to reduce nothing, or ``None`` if it has no such setting."""
         return None
@@ -107,14 +146,16 @@ class Method(AnyMethod):
         plan = schedule or self.plan(shape)
         tokens = plan.tokens(shape.num_tokens)
         entering = (shape.num_tokens, *tokens[:-1])
+        guests = self.carried(shape, plan)
+        seen = [n + g for n, (g, _) in zip(entering, guests, strict=True)] if guests else entering
         extra = [
-            self.macs(n, plan.stay(layer), layer, shape) + n * sum(block.reads.get(s, 0) for s in self.needs)
+            self.macs(seen[layer], plan.stay(layer), layer, shape) + n * sum(block.reads.get(s, 0) for s in self.needs)
             if tokens[layer] < n
             else 0
             for layer, (n, block) in enumerate(zip(entering, shape.blocks, strict=True))
         ]
         after = self.site == "block_end"
-        return cost(shape, tokens, reduction_macs=extra, after_block=after, convention=convention)
+        return cost(shape, tokens, reduction_macs=extra, guests=guests, after_block=after, convention=convention)
 
     def _clamped(self, schedule: Schedule, shape: ModelShape) -> Schedule:
         tracks: dict[str, list[int]] = {name: [] for name in self.tracks}

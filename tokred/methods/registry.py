@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from functools import cached_property
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
 from tokred.errors import ConfigError
@@ -40,7 +41,8 @@ class AnyMethod(ABC):
 
     def describe(self) -> dict[str, Any]:
         """The knobs that differ from their defaults, as plain data."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        knobs = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        return {name: str(value) if isinstance(value, Path) else value for name, value in knobs.items()}
 
     def with_(self, **knobs: Any) -> Self:
         """A copy with other knobs."""

@@ -31,6 +31,19 @@ def stage_layers(layers: Sequence[int] | None, depth: int) -> tuple[int, ...]:
     return tuple(sorted(layers))
 
 
+def stage_ends(layers: Sequence[int] | None, depth: int) -> tuple[int, ...]:
+    """The blocks behind which methods reduce that stand before a block: those given, or the last before each quarter.
+
+    Behind block 2 is before block 3: of 12 blocks the default is 2, 5 and 8.
+
+    Raises:
+        ScheduleMismatchError: a block that the model does not have.
+    """
+    if layers is None:
+        return tuple(sorted({max(layer - 1, 0) for layer in stage_layers(None, depth)}))
+    return stage_layers(layers, depth)
+
+
 def staged(keep: Keep, layers: Sequence[int] | None, shape: ModelShape) -> tuple[int, ...]:
     """Patches that stay after every block: share q leaves q, q^2, q^3, ... of the initial patches at the stages.
 

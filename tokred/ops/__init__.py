@@ -1,9 +1,9 @@
 """The mathematics of token reduction in plain PyTorch: the truth that fused kernels must reproduce."""
 
 from tokred.ops.attention import attention_matrix, attention_means, attention_received, attention_row
+from tokred.ops.distance import distances
 from tokred.ops.diverse import farthest, nearest_distance
 from tokred.ops.energy import density, energy, gaussian_energy
-from tokred.ops.masked import masked_softmax
 from tokred.ops.match import best_match, bipartite_match, both_real, cosine, unit
 from tokred.ops.merge import merge, merge_sizes, merge_tokens, take
 from tokred.ops.proportional import key_biased_attention, proportional_attention
@@ -19,12 +19,12 @@ __all__ = [
     "both_real",
     "cosine",
     "density",
+    "distances",
     "energy",
     "farthest",
     "first_votes",
     "gaussian_energy",
     "key_biased_attention",
-    "masked_softmax",
     "merge",
     "merge_sizes",
     "merge_tokens",

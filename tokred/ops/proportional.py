@@ -16,7 +16,7 @@ from tokred.ops.dispatch import dispatched
 
 Way = Literal["mask", "keys", "values", "flex", "kernel"]
 
-# (device, data type) to ((most keys, way), ...); what is not listed takes the mask. Reasons: docs/design.md, "Kernels".
+# (device, data type) to ((most keys, way), ...); what is not listed takes the mask. Reasons: docs/benchmarks.md.
 CHOICE: dict[tuple[str, torch.dtype], tuple[tuple[int, Way], ...]] = {}
 
 

@@ -42,6 +42,17 @@ _AXES = (
     Axis("prefill_ms", "median time of a prefill (ms)", False),
     Axis("tokens_per_second", "generated tokens per second", True),
     Axis("kv_cache_mb", "KV cache of a batch (MB)", False),
+    Axis("bits", "bits per picture", False),
+    Axis("tokens", "tokens per picture", False),
+    Axis("psnr", "PSNR of the estimate (dB)", True),
+    Axis("psnr_drawn", "PSNR of the decoded picture (dB)", True),
+    Axis("ssim", "SSIM", True),
+    Axis("pixel_error", "mean absolute error of the estimate", False),
+    Axis("feature_distance", "distance of features", False),
+    Axis("frechet_distance", "Frechet distance of features", False),
+    Axis("probe_top1", "linear probe on decoded pictures (%)", True),
+    Axis("encode_images_per_second", "pictures encoded per second", True),
+    Axis("decode_images_per_second", "pictures decoded per second", True),
 )
 AXES = {axis.column: axis for axis in _AXES}
 

@@ -9,13 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tokred.adapters import find_tower
+from tokred.assets import load_model
 from tokred.bench.explain import ideal_speedup
 from tokred.bench.memory import memory_measure, peak_memory
 from tokred.bench.timing import Comparison, compare
 from tokred.cost import Cost, cost
-from tokred.errors import DataError
+from tokred.errors import DataError, TokredError
 from tokred.methods import Method
-from tokred.patching import patch
+from tokred.patching import patch, unwrap
 from tokred.schedule import Schedule
 from tokred.sweep.point import Point
 from tokred.sweep.subject import Predictions, Subject
@@ -68,6 +70,20 @@ def measure(point: Point, subject: Subject, report: Callable[[float], None] = la
         "tokens_per_layer": list(after.tokens_per_layer),
         "predictions": reached.predicted.tolist() if method is None else None,
     }
+
+
+def foresee_encoder(model: str) -> Callable[[Point], Cost | TokredError]:
+    """Return what says what a point of a model will cost, computed from the shapes alone, or why it will fail."""
+    shape = find_tower(unwrap(load_model(model, pretrained=False))).shape
+
+    def outlook(point: Point) -> Cost | TokredError:
+        method = point.build()
+        try:
+            return cost(shape) if method is None else method.cost(shape)
+        except TokredError as error:
+            return error
+
+    return outlook
 
 
 def quality_columns(reached: Predictions, unpatched: Tensor) -> dict[str, Any]:

@@ -19,6 +19,12 @@ _SHOWN = (
     ("peak memory", "peak_memory_mb", "{:.1f} MB"),
     ("GMACs", "gmacs", "{:.3f}"),
     ("mean tokens", "mean_tokens", "{:.1f}"),
+    ("exact match", "exact_match", "{:.2f} %"),
+    ("prefill", "prefill_speedup", "{:.2f}x"),
+    ("bits", "bits", "{:.0f}"),
+    ("PSNR of the estimate", "psnr", "{:.2f} dB"),
+    ("SSIM", "ssim", "{:.3f}"),
+    ("linear probe", "probe_top1", "{:.1f} %"),
 )
 
 
@@ -83,7 +89,8 @@ def _curve(
 def _hover(row: dict[str, Any]) -> str:
     """What pointing shows: the setting, the numbers, the machine."""
     lines = [f"<b>{row['method']}</b> {row['label']}"]
-    lines += [f"{title}: {form.format(row[column])}" for title, column, form in _SHOWN if row[column] is not None]
-    lines.append("tokens per layer: " + " ".join(map(str, row["tokens_per_layer"] or [])))
+    lines += [f"{title}: {form.format(row[column])}" for title, column, form in _SHOWN if row.get(column) is not None]
+    if row["tokens_per_layer"]:
+        lines.append("tokens per layer: " + " ".join(map(str, row["tokens_per_layer"])))
     lines.append(f"{row['images']} images, batch {row['batch_size']}, {row['dtype']}, {row['device_name']}")
     return "<br>".join(lines)

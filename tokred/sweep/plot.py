@@ -11,12 +11,15 @@ from tokred.sweep.page import draw_page
 from tokred.sweep.panels import choose_looks, make_panels
 from tokred.sweep.picture import draw_picture
 from tokred.sweep.store import StorageError, read_results
+from tokred.sweep.strips import draw_strips
 
 
 def plot_results(
     folder: str | Path, x: str = "speedup", y: str = "top1", out: str | Path | None = None
-) -> tuple[Path, Path]:
+) -> tuple[Path, ...]:
     """Draw the results of a sweep; return the paths of the PNG and of the HTML page.
+
+    For tokenizers there is another PNG, with what they drew.
 
     Args:
         folder: where the results are.
@@ -33,12 +36,12 @@ def plot_results(
     base = Path(out) if out is not None else Path(folder) / f"pareto_{x}_{y}"
     if base.suffix in (".png", ".html"):
         base = base.with_suffix("")
-    return draw_plot(read_results(folder).to_dicts(), *axes, base)
+    return draw_plot(read_results(folder, predictions=True).to_dicts(), *axes, base)
 
 
 def draw_plot(
     rows: Sequence[dict[str, Any]], x: Axis, y: Axis, base: Path, title: str = "tokred sweep"
-) -> tuple[Path, Path]:
+) -> tuple[Path, ...]:
     """Draw rows with the columns of a sweep; ``base`` is the path of both files without their endings.
 
     Raises:
@@ -47,11 +50,14 @@ def draw_plot(
     """
     panels = make_panels(rows, x, y)
     looks = choose_looks([row for panel in panels for curve in panel.curves.values() for row in curve])
-    png, html = base.with_name(base.name + ".png"), base.with_name(base.name + ".html")
+    png, html, pictures = (base.with_name(base.name + ending) for ending in (".png", ".html", "_pictures.png"))
+    drawn = [row for row in rows if row.get("strip")]
     try:
         base.parent.mkdir(parents=True, exist_ok=True)
         draw_picture(png, panels, looks, x, y)
         html.write_text(draw_page(panels, looks, x, y, title), encoding="utf-8")
+        if drawn:
+            draw_strips(pictures, drawn)
     except OSError as error:
         raise StorageError(f"{base}: the plot cannot be written ({error.strerror}).") from error
-    return png, html
+    return (png, html, pictures) if drawn else (png, html)

@@ -12,21 +12,11 @@ from typing import Any
 
 import torch
 
-from tokred.adapters import find_tower
-from tokred.assets import load_model
 from tokred.bench.machine import device_name, require_device, threads, versions
-from tokred.cost import Cost, cost
-from tokred.errors import TokredError
-from tokred.multimodal_assets import is_multimodal
-from tokred.patching import unwrap
-from tokred.sweep.measure import measure
+from tokred.sweep.kinds import Outlook, Row, kind_of, require_names
 from tokred.sweep.point import UNPATCHED, Point
 from tokred.sweep.spec import SweepSpec
 from tokred.sweep.store import Store
-from tokred.sweep.subject import Subject, require_names
-from tokred.sweep.vqa import VQASubject, measure_vqa
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -96,27 +86,17 @@ def run_sweep(
     return rows
 
 
-def preview(spec: SweepSpec) -> list[tuple[Point, Cost | TokredError | None]]:
-    """What every point would cost, computed from the shapes alone; or why it will fail.
-
-    ``None`` for multimodal models: what they cost depends on the images and prompts.
+def preview(spec: SweepSpec) -> list[tuple[Point, Outlook]]:
+    """What every point would cost, computed from the shapes alone; or why it will fail, or what it depends on.
 
     Raises:
         DataError: there is no such model or data set.
     """
     require_names(spec.models, sorted({data for _, data in spec.pairs()}), spec.split)
-    planned: list[tuple[Point, Cost | TokredError | None]] = []
+    planned: list[tuple[Point, Outlook]] = []
     for model, group in groupby(spec.points(), key=lambda point: point.model):
-        if is_multimodal(model):
-            planned += [(point, None) for point in group]
-            continue
-        shape = find_tower(unwrap(load_model(model, pretrained=False))).shape
-        for point in group:
-            method = point.build()
-            try:
-                planned.append((point, cost(shape) if method is None else method.cost(shape)))
-            except TokredError as error:
-                planned.append((point, error))
+        foresee = kind_of(spec.models).foresee(model)
+        planned += [(point, foresee(point)) for point in group]
     return planned
 
 
@@ -125,7 +105,8 @@ class _Team:
 
     def __init__(self, model: str, data: str, spec: SweepSpec, earlier: dict[str, Row]) -> None:
         self.model, self.data, self.spec, self.earlier = model, data, spec, earlier
-        self.subject: Subject | VQASubject | None = None
+        self.kind = kind_of(spec.models)
+        self.subject: Any = None
         self.obstacle: Exception | None = None
 
     def row(self, point: Point, report: Callable[[float], None]) -> Row:
@@ -133,40 +114,24 @@ class _Team:
         started = time.perf_counter()
         torch.manual_seed(point.settings.seed)
         try:
-            subject = self._ready()
-            if isinstance(subject, VQASubject):
-                columns = measure_vqa(point, subject, report)
-            else:
-                columns = measure(point, subject, report)
-            columns = {"status": "finished", **columns}
+            columns = {"status": "finished", **self.kind.measure(point, self._ready(), report)}
         except Exception as error:  # whatever a foreign model or image raises: the other points do not suffer
             first = next(iter(str(error).splitlines()), "")
             columns = {"status": "failed", "error": f"{type(error).__name__}: {first}"}
         return {**_describe(point), **columns, "seconds": time.perf_counter() - started}
 
-    def _ready(self) -> Subject | VQASubject:
+    def _ready(self) -> Any:
         if self.obstacle is not None:
             raise self.obstacle
         if self.subject is None:
-            settings = self.spec.settings
             try:
-                kind = VQASubject if is_multimodal(self.model) else Subject
-                self.subject = kind.load(self.model, self.data, settings, self.spec.workers)
+                self.subject = self.kind.load(self.model, self.data, self.spec.settings, self.spec.workers)
             except Exception as error:
                 self.obstacle = error
                 raise
-            self._take_over_classes(self.subject)
+            unpatched = Point(self.model, self.data, None, {}, self.spec.settings)
+            self.kind.take_over(self.subject, self.earlier.get(unpatched.key, {}))
         return self.subject
-
-    def _take_over_classes(self, subject: Subject | VQASubject) -> None:
-        """Take what the unpatched model said over from an earlier run, so that it is not asked again."""
-        unpatched = Point(self.model, self.data, None, {}, self.spec.settings)
-        row = self.earlier.get(unpatched.key, {})
-        if isinstance(subject, VQASubject):
-            if row.get("answers"):
-                subject.classes = tuple(row["answers"])
-        elif row.get("predictions"):
-            subject.classes = torch.tensor(row["predictions"])
 
 
 def _describe(point: Point) -> Row:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from tokred.errors import ConfigError
 from tokred.folders import shipped_folder
-from tokred.methods import create_method
+from tokred.sweep.kinds import kind_of
 from tokred.sweep.point import Point, Settings
 from tokred.sweep.yaml import Document, read_yaml
 
@@ -20,11 +20,17 @@ DType = Literal["float32", "bfloat16", "float16"]
 
 
 class MethodGrid(BaseModel):
-    """One method and its knobs. A knob written ``{grid: [a, b]}`` is tried at each value; any other is one value."""
+    """One method and its knobs. A knob written ``{grid: [a, b]}`` is tried at each value; any other is one value.
+
+    Attributes:
+        method: its name.
+        models: on which of the sweep's models; on all if left out.
+    """
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
     method: str
+    models: list[str] | None = None
 
     def knobs(self) -> Iterator[dict[str, Any]]:
         """Every combination of the values of all grids."""
@@ -39,10 +45,11 @@ class SweepSpec(BaseModel):
 
     Attributes:
         models: names of shipped models, timm names, or folders with a config.json and a model.safetensors; or
-            multimodal models: shipped ones, folders, or ids of the hub.
+            multimodal models: shipped ones, folders, or ids of the hub; or tokenizers: shipped ones or folders.
         data: names of data sets, or folders with one folder of images a class; for multimodal models sets of
             questions, or JSONL files; one, a list, or a mapping that gives every model its own.
-        methods: what to try; the unpatched model is always measured too.
+        methods: what to try; the unpatched model is always measured too. For tokenizers there is one, ``length``, with
+            the knobs tokens, quality, steps and guidance; unpatched, they write all tokens.
         split: which part of the data.
         images: how many images, or questions, drawn with the seed; all of them if left out.
         batch_size: images, or prompts, a batch.
@@ -96,7 +103,8 @@ class SweepSpec(BaseModel):
         points: dict[str, Point] = {}
         for model, data in self.pairs():
             wanted: list[tuple[str | None, dict[str, Any]]] = [(None, {})]
-            wanted += [(grid.method, knobs) for grid in self.methods for knobs in grid.knobs()]
+            here = [grid for grid in self.methods if grid.models is None or model in grid.models]
+            wanted += [(grid.method, knobs) for grid in here for knobs in grid.knobs()]
             for method, knobs in wanted:
                 point = Point(model, data, method, knobs, self.settings)
                 points.setdefault(point.key, point)
@@ -138,12 +146,18 @@ def parse_spec(document: Document) -> SweepSpec:
         spec = SweepSpec.model_validate(document.content)
     except ValidationError as error:
         raise ConfigError(" ".join(_sentence(document, entry) for entry in error.errors())) from error
+    kind = kind_of(spec.models)
     for index, grid in enumerate(spec.methods):
+        if unknown := sorted(set(grid.models or ()) - set(spec.models)):
+            place = document.place("methods", index, "models")
+            raise ConfigError(f"{place}: {unknown[0]!r} is none of the sweep's models ({', '.join(spec.models)}).")
         _check_grids(document, index, grid)
         for knobs in grid.knobs():
             try:
-                create_method(grid.method, **knobs)
+                kind.check(grid.method, knobs)
             except (ConfigError, ValueError, TypeError) as error:
+                for model in spec.models:
+                    kind.require_model(model)  # a wrong name makes a model of another kind of it
                 named = next((knob for knob in knobs if f"{knob!r}" in str(error) or f"{knob}=" in str(error)), None)
                 place = document.place("methods", index, *([named] if named else []))
                 raise ConfigError(f"{place}: {error}") from error

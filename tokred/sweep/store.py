@@ -60,6 +60,20 @@ COLUMNS = {
     "tokens_per_second_unpatched": "float64",
     "kv_cache_mb": "float64",  # keys and values of the batch behind the prefill
     "kv_cache_mb_unpatched": "float64",
+    "tokens": "float64",  # of a picture, mean
+    "bits": "float64",  # the same, by the number of ids
+    "psnr": "float64",  # dB, of the estimate, as pixel_error; all below of pictures as they are decoded
+    "pixel_error": "float64",  # mean absolute, pixels in [0, 1]
+    "psnr_drawn": "float64",  # dB
+    "ssim": "float64",
+    "feature_distance": "float64",  # one less the cosine of vit-fmnist's tokens
+    "frechet_distance": "float64",  # of vit-fmnist's features
+    "probe_top1": "float64",  # percent, of a linear probe on vit-fmnist's features
+    "probe_top1_originals": "float64",
+    "encode_images_per_second": "float64",
+    "encode_speedup": "float64",  # over all tokens, as decode_speedup
+    "decode_images_per_second": "float64",
+    "strip": "binary",  # PNG of the first pictures, decoded
     "adapter": "string",
     "batch_size": "int64",
     "dtype": "string",
@@ -146,7 +160,8 @@ def read_results(folder: str | Path, *, predictions: bool = False) -> Any:
 
     Args:
         folder: what ``--out`` named.
-        predictions: keep the columns with the classes and answers that the unpatched model gives.
+        predictions: keep the columns with the classes and answers that the unpatched model gives, and the pictures
+            that a tokenizer drew.
 
     Raises:
         DataError: there are no results.
@@ -157,7 +172,7 @@ def read_results(folder: str | Path, *, predictions: bool = False) -> Any:
     if not rows:
         raise DataError(f"{folder} holds no results of a sweep. Run: tokred sweep quickstart --out {folder}")
     frame = pl.from_arrow(pa.Table.from_pylist([_complete(row) for row in rows], schema=_schema()))
-    return frame if predictions else frame.drop("predictions", "answers")
+    return frame if predictions else frame.drop("predictions", "answers", "strip")
 
 
 def _complete(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -172,6 +187,7 @@ def _schema() -> Any:
         "float64": pa.float64(),
         "list<string>": pa.list_(pa.string()),
         "list<int64>": pa.list_(pa.int64()),
+        "binary": pa.binary(),
     }
     return pa.schema([(name, kinds[kind]) for name, kind in COLUMNS.items()])
 

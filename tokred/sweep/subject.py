@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,11 +12,10 @@ from torch import Tensor, nn
 from torch.utils.data import Subset
 
 from tokred.adapters import Tower, find_tower
-from tokred.assets import list_models, load_model
+from tokred.assets import load_model
 from tokred.bench.memory import peak_memory
-from tokred.data import Batches, load_dataset, load_vqa, transform_for
+from tokred.data import Batches, load_dataset, transform_for
 from tokred.errors import DataError, NonFiniteError
-from tokred.multimodal_assets import is_multimodal
 from tokred.patching import unwrap
 from tokred.sweep.point import Settings
 
@@ -110,31 +108,6 @@ class Subject:
         if not predicted:
             raise DataError(f"None of the images can be read; the first: {self.batches.skipped[0]}.")
         return Predictions(torch.cat(predicted), torch.cat(labels), tuple(str(file) for file in self.batches.skipped))
-
-
-def require_names(models: list[str], data: list[str], split: str) -> None:
-    """Look whether models and data sets exist, without loading weights.
-
-    Raises:
-        DataError: one does not; the message gives near names.
-    """
-    import timm
-
-    multimodal = [name for name in models if is_multimodal(name)]
-    if multimodal and len(multimodal) < len(models):
-        raise DataError(
-            f"A sweep is about image encoders or about multimodal models, not both: {', '.join(multimodal)} and "
-            f"{', '.join(name for name in models if name not in multimodal)}. Write two sweeps."
-        )
-    if multimodal:
-        for name in data:
-            load_vqa(name, split)
-        return
-    for name in models:
-        if name not in list_models() and not Path(name).expanduser().is_dir() and not timm.is_model(name):
-            load_model(name)  # says what is wrong
-    for name in data:
-        load_dataset(name, split)
 
 
 def _class_note(model: nn.Module, dataset: Any) -> str | None:

@@ -26,9 +26,11 @@ class Tokenizer(nn.Module, ABC):
         vocabulary: how many ids there are.
         channels: of the pictures.
         side: their height and width.
+        decode_knobs: what :meth:`decode` can be told besides the generator.
     """
 
     spec: ClassVar[type[BaseModel]]
+    decode_knobs: ClassVar[frozenset[str]] = frozenset()
 
     config: Any
     num_tokens: int
@@ -42,12 +44,30 @@ class Tokenizer(nn.Module, ABC):
         return math.log2(self.vocabulary)
 
     @abstractmethod
-    def encode(self, images: Tensor) -> Tensor:
-        """Return the codes int64 [B, K] of pictures, in the order in which they matter where the model has one."""
+    def encode(self, images: Tensor, *, tokens: int | None = None, quality: float | None = None) -> Tensor:
+        """Return the codes int64 [B, K] of pictures, in the order in which they matter where the model has one.
+
+        Args:
+            images: [B, C, H, W], bytes or floats in [-1, 1].
+            tokens: at most so many a picture.
+            quality: the fewest tokens for this mean absolute error, pixels in [0, 1]; -1 stands where none is needed.
+
+        Raises:
+            DataError: pictures or a number of tokens that the model does not know.
+        """
 
     @abstractmethod
-    def decode(self, codes: Tensor | Sequence[Tensor]) -> Tensor:
-        """Return pictures [B, C, H, W], about in [-1, 1], from codes [B, k] or rows of different lengths."""
+    def decode(self, codes: Tensor | Sequence[Tensor], *, generator: torch.Generator | None = None) -> Tensor:
+        """Return pictures [B, C, H, W], about in [-1, 1].
+
+        Args:
+            codes: [B, k], or rows of different lengths, or -1 where there is no token.
+            generator: of what is made up where the codes leave something open; some tokenizers make up nothing.
+        """
+
+    def estimate(self, codes: Tensor | Sequence[Tensor]) -> Tensor:
+        """Return pictures [B, C, H, W] as near to the originals as the codes say, without anything made up."""
+        return self.decode(codes)
 
     @abstractmethod
     def tokens_for(self, images: Tensor, quality: float) -> Tensor:
@@ -87,6 +107,11 @@ class Tokenizer(nn.Module, ABC):
         if (height, width) != (self.side, self.side):
             raise DataError(f"Pictures of {height} x {width} pixels; the model reads {self.side} x {self.side} only.")
 
+    def check_tokens(self, tokens: int | None) -> None:
+        """Refuse a number of tokens that the model does not write."""
+        if tokens is not None and not 1 <= tokens <= self.num_tokens:
+            raise DataError(f"tokens: {tokens} a picture; the model writes 1 to {self.num_tokens}.")
+
     def check_codes(self, codes: Tensor | Sequence[Tensor]) -> Tensor:
         """Return codes as int64 [B, k] on the model's device; rows of different lengths are padded with -1.
 
@@ -106,6 +131,15 @@ class Tokenizer(nn.Module, ABC):
                 f"and {PAD} where there is no token."
             )
         return codes
+
+
+def lengths(tokens: int) -> tuple[int, ...]:
+    """Return 1, 2, 4, ... and ``tokens``.
+
+    >>> lengths(12)
+    (1, 2, 4, 8, 12)
+    """
+    return tuple(sorted({2**j for j in range(tokens.bit_length()) if 2**j <= tokens} | {tokens}))
 
 
 def shorten(codes: Tensor, counts: Tensor) -> Tensor:

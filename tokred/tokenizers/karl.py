@@ -6,7 +6,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from tokred.errors import DataError
 from tokred.tokenizers.base import PAD, Tokenizer
 from tokred.tokenizers.halting import GRID, attention_allowed, grid_index, is_halted
 from tokred.tokenizers.latents import Bottleneck, LatentConfig, LatentDecoder, LatentEncoder
@@ -65,23 +64,24 @@ class KARL(Tokenizer):
         return self.decoder(codes, mask)
 
     @torch.no_grad()
-    def encode(self, images: Tensor, quality: float = DEFAULT_QUALITY, tokens: int | None = None) -> Tensor:
+    def encode(self, images: Tensor, *, tokens: int | None = None, quality: float | None = None) -> Tensor:
         """Return the codes int64 [B, K]; -1 where a token is not needed for the requested error.
 
         Args:
             images: [B, C, H, W], bytes or floats in [-1, 1].
-            quality: mean absolute error, with pixels in [0, 1]; the next value of the grid is asked for.
             tokens: at most so many.
+            quality: mean absolute error, with pixels in [0, 1]; the next value of the grid is asked for. 0.05 if left
+                out.
         """
-        if tokens is not None and not 1 <= tokens <= self.num_tokens:
-            raise DataError(f"tokens: {tokens} a picture; the model writes 1 to {self.num_tokens}.")
+        self.check_tokens(tokens)
         images = self.prepare(images)
-        z, logits = self.read(images, self._command(quality, len(images)), tokens)
+        command = self._command(DEFAULT_QUALITY if quality is None else quality, len(images))
+        z, logits = self.read(images, command, tokens)
         return self.quantizer(z)[1].masked_fill(is_halted(logits), PAD)
 
     @torch.no_grad()
-    def decode(self, codes: Tensor | Sequence[Tensor]) -> Tensor:
-        """Return pictures [B, C, H, W], about in [-1, 1]; tokens that are -1 say nothing."""
+    def decode(self, codes: Tensor | Sequence[Tensor], *, generator: torch.Generator | None = None) -> Tensor:
+        """Return pictures [B, C, H, W], about in [-1, 1]; tokens that are -1 say nothing, and nothing is made up."""
         codes = self.check_codes(codes)
         return self.draw(self.quantizer.codes_of(codes.clamp(min=0)), codes == PAD)
 

@@ -75,6 +75,8 @@ class LatentEncoder(nn.Module):
         self.blocks = nn.ModuleList(Block(trunk.width, trunk.head_width, trunk.hidden) for _ in range(trunk.depth))
         initialise(self)
         nn.init.trunc_normal_(self.latents, std=0.02)
+        with torch.no_grad():  # each begins by looking at another place, the first ones far apart
+            self.latents += self.positions.spread(config.tokens)
 
     def forward(self, images: Tensor, extra: Tensor, tokens: int | None = None) -> Tensor:
         """Return the first ``tokens`` latents [B, T, D], normalised, for images and extra tokens [B, E, D]."""
@@ -105,6 +107,8 @@ class LatentDecoder(nn.Module):
         initialise(self)
         for table in (self.mask_token, self.places):
             nn.init.trunc_normal_(table, std=0.02)
+        with torch.no_grad():  # and patches find the latent that looked at their place
+            self.places += self.positions.spread(config.tokens)
 
     def forward(self, codes: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return images [B, C, H, W] of codes [B, T, d]; ``mask`` says where attention is allowed."""

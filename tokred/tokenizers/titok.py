@@ -43,13 +43,15 @@ class TiTok(Tokenizer):
         return self.to_codes(self.encoder(images, self.class_token.expand(len(images), -1, -1)))
 
     @torch.no_grad()
-    def encode(self, images: Tensor) -> Tensor:
-        """Return the codes int64 [B, K] of pictures [B, C, H, W], bytes or floats in [-1, 1]."""
+    def encode(self, images: Tensor, *, tokens: int | None = None, quality: float | None = None) -> Tensor:
+        """Return the codes int64 [B, K] of pictures [B, C, H, W], bytes or floats in [-1, 1]; K is fixed."""
+        if quality is not None or tokens not in (None, self.num_tokens):
+            raise DataError(f"This model has no shorter rows: every picture is exactly {self.num_tokens} tokens.")
         return self.quantizer(self.read(self.prepare(images)))[1]
 
     @torch.no_grad()
-    def decode(self, codes: Tensor | Sequence[Tensor]) -> Tensor:
-        """Return pictures [B, C, H, W], about in [-1, 1]."""
+    def decode(self, codes: Tensor | Sequence[Tensor], *, generator: torch.Generator | None = None) -> Tensor:
+        """Return pictures [B, C, H, W], about in [-1, 1]; nothing is made up."""
         codes = self.check_codes(codes)
         if codes.shape[1] != self.num_tokens or bool((codes == PAD).any()):
             raise DataError(f"This model has no shorter rows: every picture is exactly {self.num_tokens} tokens.")

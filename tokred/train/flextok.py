@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from tokred.data import load_dataset
 from tokred.data.square import fit
 from tokred.errors import ConfigError
-from tokred.evaluate.reconstruction import curve, lengths, mean_image_psnr
+from tokred.evaluate.reconstruction import curve, mean_image_psnr
 from tokred.tokenizer_assets import load_tokenizer, save_tokenizer
+from tokred.tokenizers.base import lengths
 from tokred.tokenizers.flextok.dropout import draw_keep
 from tokred.tokenizers.flextok.flow import mix, velocity_target
 from tokred.tokenizers.flextok.model import FlexTok

@@ -87,7 +87,7 @@ class KARLTask:
         """Return a grid [R, P, C, H, W]: held-out pictures, then what is drawn at each requested error."""
         assert isinstance(model, _Learner)
         held = self.pictures.held[:8]
-        rows = [model.karl.decode(model.karl.encode(held, quality)).cpu() for quality in reversed(REQUESTS)]
+        rows = [model.karl.decode(model.karl.encode(held, quality=quality)).cpu() for quality in reversed(REQUESTS)]
         return torch.stack([held.float() / 127.5 - 1, *rows])
 
     def export(self, model: nn.Module, folder: Path) -> dict[str, float]:
@@ -136,7 +136,7 @@ def measure(karl: KARL, images: Tensor, batch_size: int = 250) -> dict[str, floa
     for quality in REQUESTS:
         tokens, errors = [], []
         for part in images.split(batch_size):
-            codes = karl.encode(part, quality)
+            codes = karl.encode(part, quality=quality)
             tokens.append((codes != PAD).sum(1))
             errors.append(pixel_error(karl.decode(codes), karl.prepare(part)))
         found[f"tokens_at_{quality:g}"] = float(torch.cat(tokens).float().mean())

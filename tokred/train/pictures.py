@@ -4,12 +4,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
-from tokred.data import ImageFolder, TensorImages, Unreadable, dataset_names, load_dataset
-from tokred.data.square import fit, square
+from tokred.data import ImageFolder, TensorImages, Unreadable, load_dataset
+from tokred.data.square import Square, fit
 from tokred.data.tensors import augment
 from tokred.errors import DataError
 from tokred.train import parallel
@@ -42,7 +41,7 @@ class Pictures:
         workers: int = 4,
     ):
         self.flip, self.shift, self.workers = flip, shift, workers
-        source: Any = load_dataset(data, "train", None if not _is_folder(data) else _Square(side, channels))
+        source: Any = load_dataset(data, "train", Square(side, channels))
         order = torch.randperm(len(source), generator=torch.Generator().manual_seed(seed))
         if holdout >= len(order):
             raise DataError(f"{data}: {holdout} pictures to set aside, but there are only {len(order)}.")
@@ -83,20 +82,6 @@ class Pictures:
         subset = Subset(self.folder, self.order[order].tolist())
         loader = DataLoader(subset, batch_size, num_workers=self.workers, collate_fn=_collate, drop_last=True)
         yield from loader
-
-
-class _Square:
-    """Shorter side to size, then the middle; can be sent to worker processes."""
-
-    def __init__(self, side: int, channels: int):
-        self.side, self.channels = side, channels
-
-    def __call__(self, picture: Image.Image) -> Tensor:
-        return square(picture, self.side, self.channels)
-
-
-def _is_folder(data: str) -> bool:
-    return data not in dataset_names()
 
 
 def _collate(items: list[Any]) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from tokred.data import load_dataset
 from tokred.data.square import fit
 from tokred.errors import ConfigError
 from tokred.tokenizer_assets import load_prior, load_tokenizer, save_tokenizer
-from tokred.tokenizers.base import Tokenizer
+from tokred.tokenizers.base import Tokenizer, lengths
 from tokred.tokenizers.flextok.model import FlexTok
 from tokred.tokenizers.prior import Prior, PriorConfig
 from tokred.train.config import PriorTraining
@@ -89,8 +89,8 @@ class PriorTask:
         if not isinstance(self.tokenizer, FlexTok):
             return self.tokenizer.decode(codes)[None]
         noise = self.tokenizer.draw_noise(len(codes), torch.Generator().manual_seed(0))
-        counts = [2**j for j in range(codes.shape[1].bit_length()) if 2**j <= codes.shape[1]]
-        return torch.stack([self.tokenizer.decode(codes[:, :k], steps=8, noise=noise) for k in counts])
+        drawn = [self.tokenizer.decode(codes[:, :k], steps=8, noise=noise) for k in lengths(codes.shape[1])]
+        return torch.stack(drawn)
 
     def export(self, model: nn.Module, folder: Path) -> dict[str, float]:
         """Write the prior in half precision and return the bits of an id of that file on the test set."""

@@ -7,9 +7,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import tokred
-from tokred.adapters.masked import masked
+from tokred.adapters.site import key_bias
 from tokred.learn.diffrate import MaskedDiffRate, Rates, formula_macs, survive
-from tokred.ops import masked_softmax
+from tokred.state import TokenState
 
 from ..case import Case, checks
 from ..compare import LOGITS, formula_shape, near, same, shape_of
@@ -36,10 +36,9 @@ def check_proxy(case: Case) -> None:
 
 @checks("diffrate", lambda case: case.has("attn", "attn_logits", "mask"))
 def check_masked_attention(case: Case) -> None:
-    """The masked softmax itself, and where an attention gets it as its mask."""
-    logits, alive = case["attn_logits"], case["mask"]
-    near(masked_softmax(logits, alive, case.hyper["eps"]), case["attn"], "attn")
-    bias = masked(torch.zeros_like(alive)[:, None, None], alive)
+    """The masked softmax, as an attention gets it with its mask."""
+    logits, mask = case["attn_logits"], case["mask"]
+    bias = key_bias(TokenState(mask.shape[1], soft=mask), True, logits.dtype)
     near((logits + bias).softmax(dim=-1), case["attn"], "attn of the eager path")
     values = torch.eye(logits.shape[-1]).expand_as(logits)
     fused = F.scaled_dot_product_attention(logits, values, values, attn_mask=bias, scale=1.0)

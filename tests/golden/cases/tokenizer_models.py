@@ -57,7 +57,7 @@ def check_encoder(case: Case) -> None:
     same(ids, case["tokens"], "tokens")
     for tokens in (1, ids.shape[1] // 2):
         if model.config.encoder.mask != "full" and model.config.ordering == "nested":
-            same(model.encode(latents, tokens), case["tokens"][:, :tokens], f"first {tokens} tokens")
+            same(model.encode(latents, tokens=tokens), case["tokens"][:, :tokens], f"first {tokens} tokens")
 
 
 @checks("", is_whole)

@@ -141,7 +141,11 @@ class ModulatedBlock(nn.Module):
 
 
 def initialise(module: nn.Module) -> None:
-    """Give every linear layer Xavier-uniform weights and a bias of zero; modulations become zero."""
+    """Give every linear layer Xavier-uniform weights and a bias of zero; modulations become zero.
+
+    Keys start as queries, so that tokens of the same place attend to each other from the first step (Trockman & Kolter,
+    arXiv 2305.09828).
+    """
     for name, part in module.named_modules():
         if isinstance(part, nn.Linear):
             if name.endswith("modulation"):
@@ -150,3 +154,7 @@ def initialise(module: nn.Module) -> None:
                 nn.init.xavier_uniform_(part.weight)
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
+    for part in module.modules():
+        if isinstance(part, Attention):
+            queries, keys, _ = part.qkv.weight.data.chunk(3)
+            keys.copy_(queries)

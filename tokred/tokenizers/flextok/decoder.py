@@ -12,6 +12,7 @@ from tokred.tokenizers.flextok.patches import patchify, unpatchify
 from tokred.tokenizers.flextok.positions import Positions
 from tokred.tokenizers.flextok.times import TimeEmbedding
 
+_NOISE = 0.3  # of the usual weights, for noised pictures at the start of training
 _EARLIEST = 0.05  # an image prediction is turned into a velocity as if no time were earlier
 
 
@@ -62,6 +63,10 @@ class Decoder(nn.Module):
         initialise(self)
         nn.init.zeros_(self.head.proj.weight)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
+        with torch.no_grad():
+            self.patch_embed.weight *= _NOISE  # places must be seen through the noise
+            # and patches find the register that looked at their place
+            self.register_positions.table += self.positions.spread(config.registers).T[None, None]
         if isinstance(self.null, nn.Parameter):
             nn.init.trunc_normal_(self.null, std=0.02)
 

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool1d
 
+from tokred.tokenizers.base import lengths
+
 KeepLaw = Literal["uniform", "pow2", "uniform_pow2"]
 Ordering = Literal["nested", "pooled"]
 LAWS: tuple[KeepLaw, ...] = ("uniform", "pow2", "uniform_pow2")
@@ -22,9 +24,9 @@ def keep_law(law: KeepLaw, tokens: int) -> Tensor:
     """
     counts = torch.arange(1, tokens + 1)
     if law == "pow2":
-        counts = _steps(tokens)
+        counts = torch.tensor(lengths(tokens))
     elif law == "uniform_pow2":
-        steps = _steps(tokens)
+        steps = torch.tensor(lengths(tokens))
         counts = steps[torch.bucketize(counts, steps)]
     return torch.bincount(counts, minlength=tokens + 1) / len(counts)
 
@@ -50,8 +52,3 @@ def first_registers(table: Tensor, count: int, ordering: Ordering = "nested") ->
     if ordering == "nested":
         return table[:count]
     return adaptive_avg_pool1d(table.T[None], count)[0].T
-
-
-def _steps(tokens: int) -> Tensor:
-    """1, 2, 4, ... and ``tokens``."""
-    return torch.tensor(sorted({2**j for j in range(tokens.bit_length()) if 2**j <= tokens} | {tokens}))

@@ -31,6 +31,8 @@ class Encoder(nn.Module):
         self.to_codes = nn.Linear(trunk.width, len(config.levels))
         initialise(self)
         nn.init.trunc_normal_(self.registers, std=0.02)
+        with torch.no_grad():  # each begins by looking at another place, the first ones far apart
+            self.registers += self.positions.spread(config.registers)
         # A head of zeros would start with one id for everything, and registers that nothing tells apart.
         nn.init.trunc_normal_(self.to_codes.weight, std=trunk.width**-0.5)
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tokred.errors import ConfigError, DataError
-from tokred.tokenizers.base import PAD, Tokenizer, pixel_error
+from tokred.tokenizers.base import PAD, Tokenizer, lengths, pixel_error, shorten
 from tokred.tokenizers.flextok.config import FlexTokConfig
 from tokred.tokenizers.flextok.decoder import Decoder
 from tokred.tokenizers.flextok.encoder import Encoder
@@ -26,6 +26,7 @@ class FlexTok(Tokenizer):
     """
 
     spec = FlexTokConfig
+    decode_knobs = frozenset({"steps", "guidance", "projected", "noise", "size"})
 
     def __init__(self, config: FlexTokConfig):
         super().__init__()
@@ -56,16 +57,18 @@ class FlexTok(Tokenizer):
         return None
 
     @torch.no_grad()
-    def encode(self, images: Tensor, tokens: int | None = None) -> Tensor:
+    def encode(self, images: Tensor, *, tokens: int | None = None, quality: float | None = None) -> Tensor:
         """Return the codes int64 [B, K] of pictures, coarse to fine.
 
         Args:
             images: [B, C, H, W], bytes or floats in [-1, 1].
             tokens: only the first so many; the same ids at less cost.
+            quality: as many of them as :meth:`tokens_for` says, -1 behind them.
         """
-        if tokens is not None and not 1 <= tokens <= self.num_tokens:
-            raise DataError(f"tokens: {tokens} a picture; the model writes 1 to {self.num_tokens}.")
-        return self.fsq(self.encoder(self.to_latents(self.prepare(images)), tokens))[1]
+        self.check_tokens(tokens)
+        images = self.prepare(images)
+        codes = self.fsq(self.encoder(self.to_latents(images), tokens))[1]
+        return codes if quality is None else shorten(codes, self._needed(images, codes, quality))
 
     @torch.no_grad()
     def decode(
@@ -142,10 +145,11 @@ class FlexTok(Tokenizer):
             quality: the error, with pixels in [0, 1].
         """
         images = self.prepare(images)
-        codes = self.encode(images)
-        counts = sorted({*(2**j for j in range(self.num_tokens.bit_length())), self.num_tokens})
-        counts = [count for count in counts if count <= self.num_tokens]
-        needed = torch.full((len(images),), self.num_tokens, device=self.device)
+        return self._needed(images, self.encode(images), quality)
+
+    def _needed(self, images: Tensor, codes: Tensor, quality: float) -> Tensor:
+        counts = lengths(codes.shape[1])
+        needed = torch.full((len(images),), counts[-1], device=self.device)
         for count in reversed(counts[:-1]):
             drawn = self.estimate(codes[:, :count], size=(images.shape[-2], images.shape[-1]))
             needed = torch.where(pixel_error(drawn, images) <= quality, count, needed)

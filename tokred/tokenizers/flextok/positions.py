@@ -30,6 +30,22 @@ def sincos_table(dim: int, height: int, width: int) -> Tensor:
     return table.float().view(1, dim, height, width)
 
 
+def spread(height: int, width: int, count: int) -> Tensor:
+    """Return ``count`` places of a grid, int64, each as far as can be from those before it; more than all begin anew.
+
+    >>> spread(3, 3, 5).tolist()
+    [4, 0, 2, 6, 8]
+    """
+    place = torch.arange(height * width, device="cpu")  # also where modules are made without memory
+    point = torch.stack([place // width, place % width], 1).double()  # [N, 2]
+    order = [int((point - point.mean(0)).norm(dim=1).argmin())]  # the middle first
+    away = (point - point[order[0]]).norm(dim=1)
+    for _ in range(min(count, len(place)) - 1):
+        order.append(int(away.argmax()))
+        away = torch.minimum(away, (point - point[order[-1]]).norm(dim=1))
+    return torch.tensor(order).repeat(-(-count // len(order)))[:count]
+
+
 class Positions(nn.Module):
     """A table of position codes for ``sizes``: (N,) for a row of tokens, (H, W) for a grid.
 
@@ -60,6 +76,11 @@ class Positions(nn.Module):
         if self.scaling == "absolute" and any(size > most for size, most in zip(sizes, self.sizes, strict=True)):
             raise DataError(f"A grid of {sizes} tokens does not fit into the table of {self.sizes} positions.")
         return self.codes(*sizes).flatten(2).transpose(1, 2)
+
+    def spread(self, count: int) -> Tensor:
+        """Return the codes [count, D] of places far apart in the grid, for tokens that begin by looking there."""
+        height, width = self.sizes
+        return self(height, width)[0, spread(height, width, count)]
 
     def codes(self, *sizes: int) -> Tensor:
         """Return the codes [1, D, *sizes]."""

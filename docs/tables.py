@@ -1,0 +1,109 @@
+"""Writes the tables of docs/benchmarks.md from the files under docs/results/. Run it as it is; a test runs it, too."""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+DOCS = Path(__file__).parent
+PAGE = DOCS / "benchmarks.md"
+RESULTS = DOCS / "results"
+_TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def write_tables(page: str) -> str:
+    """Return the page with every table made anew."""
+    return _TABLE.sub(lambda found: f"{found[1]}\n{TABLES[found[2]]()}\n{found[3]}", page)
+
+
+def questions() -> str:
+    """Multimodal models: methods in the order of the text, from the dearest point to the cheapest."""
+    order = ["unpatched", "fopru", "vtc_cls", "divprune", "visionzip", "aim_merge", "fastv", "random_visual"]
+    rows = _rows("vqa.parquet", lambda row: (row["model"], order.index(row["method"]), -row["gmacs"]))
+    titles = "method|setting|visual tokens|exact match %|agreement %|GMACs|ideal|prefill|reduction ms|" \
+        "prefill unpatched ms|decode ms|KV cache MB"  # fmt: skip
+    forms = (
+        ("mean_tokens", ".1f"), ("exact_match", ".1f"), ("agreement", ".1f"), ("gmacs", ".3f"),
+        ("ideal_speedup", ".2fx"), ("prefill_speedup", ".2fx"), ("reduction_ms", ".1f"),
+        ("prefill_ms_unpatched", ".1f"), ("decode_ms", ".1f"), ("kv_cache_mb", ".1f"),
+    )  # fmt: skip
+    return _table(titles, [[f"`{row['method']}`", row["label"] or "-", *_cells(row, forms)] for row in rows], text=2)
+
+
+def tokens() -> str:
+    """Tokenizers at every number of tokens."""
+    rows = _rows("rate_distortion.parquet", lambda row: (row["model"], row["bits"]))
+    titles = "tokenizer|tokens|bits|PSNR dB|decoded PSNR dB|SSIM|feature distance|Frechet distance|probe %|" \
+        "encoded/s|decoded/s"  # fmt: skip
+    forms = (
+        ("tokens", ".0f"), ("bits", ".0f"), ("psnr", ".2f"), ("psnr_drawn", ".2f"), ("ssim", ".3f"),
+        ("feature_distance", ".3f"), ("frechet_distance", ".1f"), ("probe_top1", ".1f"),
+        ("encode_images_per_second", ".0f"), ("decode_images_per_second", ".1f"),
+    )  # fmt: skip
+    return _table(titles, [[f"`{row['model']}`", *_cells(row, forms)] for row in rows])
+
+
+def attention() -> str:
+    """Ways to proportional attention on the CPU."""
+    record = json.loads((RESULTS / "proportional_cpu.json").read_text())
+    found = {(row["dtype"], row["tokens"], row["way"]): row for row in record["results"]}
+    places = list(dict.fromkeys((row["dtype"], row["tokens"]) for row in record["results"]))
+    rows = [
+        [*map(str, place), *(f"{found[(*place, way)]['over_plain']:.2f}" for way in ("mask", "keys", "values"))]
+        for place in places
+    ]
+    return _table("type|tokens|mask|channels of keys|channel of values", rows)
+
+
+def search() -> str:
+    """Searched schedules of Zero-TPrune beside its own law."""
+    record = json.loads((RESULTS / "search_zerotprune_test.json").read_text())
+    forms = (("gmacs", ".3f"), ("top1", ".2f"), ("agreement", ".2f"))
+    rows = [[row["schedule"], *_cells(row, forms)] for row in record["results"]]
+    return _table("schedule|GMACs|test top-1 %|agreement %", rows)
+
+
+def tome() -> str:
+    """Speed of ToMe beside the ratio of the MACs."""
+    record = json.loads((RESULTS / "bench_tome.json").read_text())
+    titles = "r|tokens at the end|GMACs|ideal|measured|measured / ideal|images/s before|images/s after"
+    rows = [
+        [
+            str(point["r"]),
+            str(point["tokens"]),
+            f"{point['gmacs']:.2f}",
+            f"{point['ideal']:.2f}",
+            f"{point['measured']:.3f} ({point['low']:.3f} to {point['high']:.3f})",
+            f"{point['measured_over_ideal']:.3f}",
+            f"{point['images_per_second_unpatched']:.1f}",
+            f"{point['images_per_second']:.1f}",
+        ]
+        for point in record["results"]
+    ]
+    return _table(titles, rows, text=0)
+
+
+TABLES: dict[str, Callable[[], str]] = {table.__name__: table for table in (questions, tokens, attention, search, tome)}
+
+
+def _rows(file: str, order: Callable[[dict[str, Any]], Any]) -> list[dict[str, Any]]:
+    return sorted(pl.read_parquet(RESULTS / file).to_dicts(), key=order)
+
+
+def _cells(row: dict[str, Any], forms: Iterable[tuple[str, str]]) -> list[str]:
+    return [format(row[name], form.rstrip("x")) + "x" * form.endswith("x") for name, form in forms]
+
+
+def _table(titles: str, rows: Sequence[Sequence[str]], text: int = 1) -> str:
+    """A table whose first columns are text and whose others are numbers."""
+    heads = titles.split("|")
+    rule = ["---"] * text + ["---:"] * (len(heads) - text)
+    lines = [f"| {' | '.join(heads)} |", f"|{'|'.join(rule)}|", *(f"| {' | '.join(row)} |" for row in rows)]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(write_tables(PAGE.read_text()))

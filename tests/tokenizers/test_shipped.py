@@ -1,0 +1,73 @@
+"""The tokenizers that ship do what their cards say."""
+
+import itertools
+import json
+import re
+
+import pytest
+import torch
+
+from tokred.data import fashion_mnist_sample, shapes
+from tokred.data.square import fit
+from tokred.evaluate.reconstruction import curve, mean_image_psnr, psnr
+from tokred.folders import shipped_folder
+from tokred.tokenizer_assets import list_tokenizers, load_tokenizer
+from tokred.tokenizers.base import lengths
+from tokred.tokenizers.flextok.model import FlexTok
+
+MODELS = shipped_folder("models")
+FLEXTOKS = [name for name in list_tokenizers() if name.startswith("flextok")]
+_PICTURES = {"fashion-mnist": fashion_mnist_sample, "shapes": shapes}
+
+
+def test_there_are_some():
+    assert FLEXTOKS
+
+
+def pictures(model: FlexTok, count: int = 100) -> torch.Tensor:
+    source = _PICTURES[model.config.data]("test")
+    return fit(source.images[:count], model.side, model.channels)
+
+
+@pytest.mark.parametrize("name", FLEXTOKS)
+def test_the_card_has_the_measured_curve(name):
+    record = json.loads((MODELS / name / "curve.json").read_text())
+    card = (MODELS / name / "README.md").read_text()
+    assert ", ".join(f"{value:.2f}" for value in record["one_step_psnr"].values()) + " dB" in card
+    assert f"{record['mean_image_psnr']:.2f} dB" in card
+    assert f"first {record['images']:,} test pictures" in card
+    assert f"{(MODELS / name / 'model.safetensors').stat().st_size:,} bytes" in card
+    numbers = sum(value.numel() for value in load_tokenizer(name).state_dict().values())
+    assert f"{numbers:,}, " in card
+    assert (MODELS / name / "model.safetensors").stat().st_size <= 6e6
+
+
+@pytest.mark.parametrize("name", FLEXTOKS)
+def test_every_further_token_brings_pictures_closer(name):
+    model = load_tokenizer(name)
+    assert isinstance(model, FlexTok)
+    images = pictures(model)
+    found = list(curve(model, images, lengths(model.num_tokens)).values())
+    baseline = mean_image_psnr(images, images)
+    assert all(b > a for a, b in itertools.pairwise(found)), found
+    assert found[0] > baseline + 1
+    assert found[-1] > baseline + 6
+    recorded = json.loads((MODELS / name / "curve.json").read_text())["one_step_psnr"].values()
+    assert found == pytest.approx(list(recorded), abs=0.8)
+
+
+@pytest.mark.parametrize("name", FLEXTOKS)
+@torch.no_grad()
+def test_pictures_drawn_in_steps_are_of_the_ones_that_were_written(name):
+    model = load_tokenizer(name)
+    images = pictures(model, 16)
+    drawn = model.decode(model.encode(images), steps=8, generator=torch.Generator().manual_seed(0))
+    clean = model.prepare(images)
+    assert (psnr(drawn, clean) > psnr(drawn, clean.roll(1, 0)) + 3).float().mean() > 0.8
+
+
+@pytest.mark.parametrize("name", FLEXTOKS)
+def test_the_recipe_of_the_card_is_there(name):
+    card = (MODELS / name / "README.md").read_text()
+    [recipe] = re.findall(r"tokred train (configs/train/\S+\.yaml)", card)
+    assert (MODELS.parent / recipe).is_file() or (shipped_folder("configs/train") / recipe.split("/")[-1]).is_file()
