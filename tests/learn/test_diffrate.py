@@ -1,5 +1,6 @@
 """Rates learn in a model that stays as it is, masks say what removal will do, and schedules keep their promises."""
 
+import itertools
 import json
 import logging
 import multiprocessing
@@ -405,6 +406,7 @@ def test_what_cannot_be_learned_is_refused_with_a_sentence(
         ({"unit": 0.0}, ConfigError, "unit 0.0"),
         ({"shift": -1}, ConfigError, "shift -1"),
         ({"clip": 0.0}, ConfigError, "clip 0.0: it must be above 0"),
+        ({"start": "warm"}, ConfigError, "known are even, constant"),
         ({"convention": "half"}, ConfigError, "known are full, diffrate, pitome"),
     ],
 )
@@ -422,3 +424,24 @@ def test_labels_of_other_classes_are_refused(spec: DiffRateSpec, tmp_path: Path)
 def test_a_model_of_one_block_has_nothing_to_learn():
     with pytest.raises(ConfigError, match="no other"):
         Rates(tokred.ModelShape.vit(depth=1, dim=8, heads=2, patches=16))
+
+
+def test_rates_can_start_from_a_schedule():
+    shape = tokred.ModelShape.vit(depth=4, dim=8, heads=2, patches=196)
+    start = tokred.Schedule({"prune": (197, 197, 150, 100), "merge": (197, 150, 100, 5)})
+    rates = Rates(shape, 1, start)
+    assert rates.schedule().tracks == start.tracks
+    assert rates.untrained
+    coarse = Rates(shape, 4, start).schedule().tracks
+    assert coarse == {"prune": (197, 195, 150, 100), "merge": (197, 150, 100, 7)}, "ends are met to half a step"
+
+
+def test_training_can_start_from_a_constant_r_that_meets_the_target(spec: DiffRateSpec, tmp_path: Path):
+    spec = replace(spec, start="constant", target="80%", steps=1, learning_rate=1e-4)
+    learned = train_diffrate(spec, tmp_path)
+    tokens = [shape_of(spec).num_tokens, *learned.schedule.tokens(shape_of(spec).num_tokens)]
+    steps = [before - after for before, after in itertools.pairwise(tokens)]
+    assert steps[0] == 0
+    assert min(steps[1:]) > 0
+    assert max(steps[1:]) - min(steps[1:]) <= 2
+    assert 0.7 < learned.card["share"] <= 0.8

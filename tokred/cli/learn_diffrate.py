@@ -28,6 +28,7 @@ def diffrate(
     ] = None,
     clip: Annotated[float, typer.Option(help="Largest norm of the gradient of one count.")] = DiffRateSpec.clip,
     granularity: Annotated[int, typer.Option(help="Patches between two counts.")] = DiffRateSpec.granularity,
+    start: Annotated[str, typer.Option(help="Rates before training: even (the paper), constant.")] = DiffRateSpec.start,
     holdout: Annotated[int, typer.Option(help="Images set aside for all measurements.")] = DiffRateSpec.holdout,
     shift: Annotated[int, typer.Option(help="Pixels that images are moved by, at most.")] = DiffRateSpec.shift,
     flip: Annotated[bool, typer.Option(help="Mirror images at random.")] = DiffRateSpec.flip,
@@ -45,8 +46,8 @@ def diffrate(
     Training masks tokens; all reported numbers are of tokens that are really removed, on images that were set aside.
     """
     spec = DiffRateSpec(
-        model, data, target, split, steps, batch_size, learning_rate, weight, unit, clip, granularity, holdout, shift,
-        flip, bf16, convention, num_threads, device, seed,
+        model, data, target, split, steps, batch_size, learning_rate, weight, unit, clip, granularity, start, holdout,
+        shift, flip, bf16, convention, num_threads, device, seed,
     )  # fmt: skip
     folder = out or Path("runs") / f"diffrate-{Path(model).name}"
     learned = _run(spec, folder, resume, workers)

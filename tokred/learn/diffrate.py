@@ -17,6 +17,7 @@ from tokred.shape import ModelShape
 from tokred.token_map import TokenMap
 from tokred.view import LayerView
 
+_STEEP = 1e4  # a slope that leaves one candidate of any number
 _ROUNDING = 1e-4  # a sum of float32 products that should be whole may lie this much above it
 
 
@@ -28,19 +29,22 @@ class Rates(nn.Module):
 
     Attributes:
         candidates: [K] patches that may be kept, falling.
-        logits: [L - 1, 2, K] what is learned, for pruning and merging; zero at first.
+        logits: [L - 1, 2, K] what is learned, for pruning and merging.
+        start: the same before training.
 
     Args:
         shape: the model.
         granularity: distance of two candidates.
+        start: expected counts before training; ``None``: every candidate is as likely as every other, as in the paper.
 
     >>> Rates(ModelShape.vit(depth=3, dim=192, heads=3, patches=196), granularity=2).schedule().tracks["merge"]
     (197, 100, 100)
     """
 
     candidates: Tensor
+    start: Tensor
 
-    def __init__(self, shape: ModelShape, granularity: int = 4) -> None:
+    def __init__(self, shape: ModelShape, granularity: int = 4, start: Schedule | None = None) -> None:
         super().__init__()
         if shape.depth < 2:
             raise ConfigError("DiffRate never reduces the first block, and this model has no other.")
@@ -50,6 +54,12 @@ class Rates(nn.Module):
         candidates = torch.arange(shape.num_patches, 0, -granularity, dtype=torch.float32)
         self.register_buffer("candidates", candidates, persistent=False)
         self.logits = nn.Parameter(torch.zeros(shape.depth - 1, 2, len(candidates)))
+        if start is not None:
+            counts = torch.tensor([start.tracks["prune"], start.tracks["merge"]]).T[1:] - self.num_prefix
+            self.logits.data = (
+                slopes(candidates / candidates[0], counts / candidates[0])[..., None] * candidates / candidates[0]
+            )
+        self.register_buffer("start", self.logits.detach().clone(), persistent=False)
 
     def kept(self) -> Tensor:
         """[L - 1, 2] the tokens that stay, prefix included; rounding up lets the gradient through."""
@@ -77,8 +87,23 @@ class Rates(nn.Module):
 
     @property
     def untrained(self) -> bool:
-        """Every count is as likely as every other still."""
-        return bool((self.logits.detach() == 0).all())
+        """Nothing has changed since the start."""
+        return torch.equal(self.logits.detach(), self.start)
+
+
+def slopes(values: Tensor, means: Tensor) -> Tensor:
+    """How steep chances ``softmax(slope values)`` must be to have a mean: [...] for ``means`` [...] of ``values`` [K].
+
+    Of all distributions with that mean these have the greatest entropy. Means at the ends are met to half a step.
+    """
+    half = (values[0] - values[1]) / 2
+    means = means.clamp(values[-1] + half, values[0] - half)
+    low, high = torch.full_like(means, -_STEEP), torch.full_like(means, _STEEP)
+    for _ in range(60):
+        middle = (low + high) / 2
+        below = ((middle[..., None] * values).softmax(dim=-1) * values).sum(dim=-1) < means
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    return (low + high) / 2
 
 
 def survive(chance: Tensor, kept: int, gone: Tensor) -> Tensor:

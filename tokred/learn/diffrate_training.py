@@ -61,6 +61,8 @@ class DiffRateSpec:
         clip: largest norm of the gradient of one distribution. A masked token that would draw all attention has an
             enormous one, after which the optimizer, which goes by their size, would stand still for a thousand steps.
         granularity: patches between two counts that can be chosen from.
+        start: before training every count is as likely as every other ("even", the paper's), or the expected ones are
+            those of ToMe with a constant r for the target ("constant").
         holdout: images that are set aside; all measurements are made on them.
         shift: pixels that images are moved by, at most.
         flip: mirror images at random.
@@ -82,6 +84,7 @@ class DiffRateSpec:
     unit: float | None = None
     clip: float = 0.005
     granularity: int = 4
+    start: str = "even"
     holdout: int = 1000
     shift: int = 0
     flip: bool = True
@@ -97,6 +100,8 @@ class DiffRateSpec:
                 raise ConfigError(f"{name} {getattr(self, name)}: it must be above 0.")
         if self.unit is not None and self.unit <= 0:
             raise ConfigError(f"unit {self.unit}: it must be above 0.")
+        if self.start not in ("even", "constant"):
+            raise ConfigError(f"start {self.start!r}: known are even, constant.")
         if self.shift < 0:
             raise ConfigError(f"shift {self.shift}: it must not be below 0.")
         if self.convention not in CONVENTIONS:
@@ -173,6 +178,16 @@ class Target:
         """What the model costs with a schedule."""
         return DiffRate().cost(self.shape, schedule, self.convention).macs
 
+    def constant(self) -> Schedule:
+        """Merging alone, as many tokens in every block but the first, for no more than the target."""
+        patches, depth = self.shape.num_patches, self.shape.depth
+        for r in (step / 8 for step in range(8 * patches)):
+            after = [self.shape.num_prefix + max(1, round(patches - r * layer)) for layer in range(depth)]
+            schedule = Schedule({"prune": (self.shape.num_tokens, *after[:-1]), "merge": tuple(after)})
+            if self.macs(schedule) <= self.limit:
+                return schedule
+        raise BudgetError("Merging alone cannot reach the target.")
+
     def learnable(self, rates: Rates) -> Tensor:
         """The same for the counts in force, with the gradient of the paper's formula."""
         formula = formula_macs(self.shape, rates.kept())
@@ -202,7 +217,8 @@ class RatesTask:
         self.spec, self.subject, self.trained, self.workers = spec, subject, trained, workers
         shape = subject.tower.shape
         self.target = Target(spec, shape)
-        self.rates = Rates(shape, spec.granularity).to(subject.device)
+        self.rates = Rates(shape, spec.granularity, self.target.constant() if spec.start == "constant" else None)
+        self.rates.to(subject.device)
         self.rates.logits.register_hook(lambda gradient: clipped(gradient, spec.clip))
         self.model: nn.Module = self.rates
         self.network = copy.deepcopy(subject.model)
@@ -321,7 +337,7 @@ def finish(rates: Rates, target: Target, spec: DiffRateSpec) -> Schedule:
         ConfigError: nothing has been learned yet.
     """
     if rates.untrained:
-        raise ConfigError("These rates are untrained: every count is as likely as every other. Train them first.")
+        raise ConfigError("These rates are untrained: nothing has changed since their start. Train them first.")
     schedule = target.meet(rates).schedule()
     gmacs = target.macs(schedule) / 1e9
     return replace(
