@@ -31,6 +31,7 @@ class Schedule:
         source: where the numbers come from.
         model: the model that they were made for.
         num_tokens: tokens that enter its first block.
+        fingerprint: :attr:`tokred.ModelShape.fingerprint` of the only model that it may be used with; "": of any.
     """
 
     tracks: Mapping[str, tuple[int, ...]]
@@ -38,6 +39,7 @@ class Schedule:
     source: str = field(default="", compare=False)
     model: str = field(default="", compare=False)
     num_tokens: int | None = field(default=None, compare=False)
+    fingerprint: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         tracks = {name: tuple(int(n) for n in counts) for name, counts in self.tracks.items()}
@@ -73,12 +75,18 @@ class Schedule:
             counts.append(num_tokens)
         return tuple(counts)
 
-    def require(self, depth: int, tracks: Sequence[str]) -> None:
+    def require(self, depth: int, tracks: Sequence[str], fingerprint: str = "") -> None:
         """Check that the schedule fits a model and a method.
 
         Raises:
-            ScheduleMismatchError: it was made for another depth or has other tracks.
+            ScheduleMismatchError: it was learned for another model, was made for another depth or has other tracks.
         """
+        if self.fingerprint and self.fingerprint != fingerprint:
+            raise ScheduleMismatchError(
+                f"Schedule {self.name or 'without a name'} was learned for {self.model or 'another model'} "
+                f"({self.fingerprint}); this model has {fingerprint or 'no fingerprint'}. Learn one for it with tokred "
+                "learn, or take the line 'fingerprint' out of the file to use it all the same."
+            )
         if self.depth != depth:
             made_for = f" (made for {self.model})" if self.model else ""
             raise ScheduleMismatchError(
@@ -116,7 +124,7 @@ class Schedule:
         content = yaml.safe_load(path.read_text())
         if not isinstance(content, dict) or not isinstance(content.get("tracks"), dict):
             raise ConfigError(f"{path}: a schedule is a mapping with the key 'tracks'.")
-        known_keys = ["name", "source", "model", "num_tokens", "tracks"]
+        known_keys = ["name", "source", "model", "num_tokens", "fingerprint", "tracks"]
         for key in content:
             if key not in known_keys:
                 near = get_close_matches(str(key), known_keys, n=1, cutoff=0)
@@ -124,7 +132,8 @@ class Schedule:
         return cls(**{"name": path.stem, **content})
 
     def _header(self) -> dict[str, Any]:
-        entries = {"name": self.name, "source": self.source, "model": self.model, "num_tokens": self.num_tokens}
+        names = ("name", "source", "model", "num_tokens", "fingerprint")
+        entries = {name: getattr(self, name) for name in names}
         return {key: yaml.safe_dump(v).replace("\n...", "").strip() for key, v in entries.items() if v}
 
     @staticmethod

@@ -106,6 +106,17 @@ class ModelShape:
         )
 
     @property
+    def fingerprint(self) -> str:
+        """What tells this model, at this size of its input, from others; training does not change it."""
+        widths = sorted({(b.attention_weights, b.attention_width, b.mlp_weights, b.heads) for b in self.blocks})
+        heads = "/".join(str(heads) for *_, heads in widths)
+        weights = sum(block.attention_weights + block.mlp_weights for block in self.blocks)
+        return (
+            f"{self.depth} blocks of width {self.dim} with {heads} heads and {weights} weights, a head of "
+            f"{self.head_macs + self.head_weights}, {self.num_tokens} tokens, {self.num_prefix} before the patches"
+        )
+
+    @property
     def depth(self) -> int:
         """Number of blocks."""
         return len(self.blocks)

@@ -6,7 +6,6 @@ block. So threads, nested forwards, recomputation for checkpointing and backward
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,11 +22,12 @@ _LEAST = 1e-20
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One reduction that happened: in which layer, by which map, and the sizes after it."""
+    """One reduction that happened: in which layer, by which map, and the sizes and the soft mask after it."""
 
     layer: int
     map: TokenMap
     sizes: Tensor | None
+    soft: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,10 +39,10 @@ class TokenState:
         steps: the reductions so far.
         sizes: [B, N] float32, patches that each token stands for; ``None`` while all are one.
         valid: [B, N] bool, false for padding; ``None``: all are real.
+        soft: [B, N] float32, how much later layers see of each token, in training; ``None``: all.
         position: [B, N] index of each token's anchor among the initial tokens; ``None`` before the first reduction.
         short: the reduced tokens, where the tensor that carries this state has the full length.
         guests: [B, G, C] tokens that go through the blocks beside the sequence, or ``None``.
-        masks: soft decisions in training, where all tokens stay: [B, N] by layer, each multiplied with those before it.
         memory: what the method put aside.
         origin: [B, N0] the slots of the initial tokens before anything is reduced: their own indices.
         full_length: blocks hand out one row for every initial token.
@@ -52,10 +52,10 @@ class TokenState:
     steps: tuple[Step, ...] = ()
     sizes: Tensor | None = None
     valid: Tensor | None = None
+    soft: Tensor | None = None
     position: Tensor | None = None
     short: Tensor | None = None
     guests: Tensor | None = None
-    masks: Mapping[int, Tensor] = field(default_factory=dict)
     memory: dict[str, Any] = field(default_factory=dict)
     origin: Tensor | None = None
     full_length: bool = False
@@ -68,12 +68,7 @@ class TokenState:
     @property
     def reduced(self) -> bool:
         """Tokens were merged or dropped, or hidden."""
-        return bool(self.steps or self.masks)
-
-    @property
-    def soft(self) -> Tensor | None:
-        """[B, N] how much later layers see of each token, in training; ``None``: all."""
-        return self.masks[max(self.masks)] if self.masks else None
+        return bool(self.steps)
 
     @property
     def visible(self) -> Tensor | None:
@@ -93,7 +88,7 @@ class TokenState:
             position=pad_tokens(position, count, 0),
             sizes=None if self.sizes is None else pad_tokens(self.sizes, count, 1.0),
             valid=None if self.valid is None else pad_tokens(self.valid, count, True),
-            masks={layer: pad_tokens(mask, count, 1.0) for layer, mask in self.masks.items()},
+            soft=None if self.soft is None else pad_tokens(self.soft, count, 1.0),
         )
 
     def reduce(self, layer: int, token_map: TokenMap, x: Tensor) -> tuple[Tensor, TokenState]:
@@ -111,8 +106,11 @@ class TokenState:
         if token_map.valid is not None:
             valid = token_map.valid if valid is None else valid & token_map.valid
         position = token_map.kept if self.position is None else token_map.gather(self.position)
-        step = Step(layer, token_map, sizes)
-        return replace(self, steps=(*self.steps, step), sizes=sizes, valid=valid, position=position)
+        soft = self.soft if self.soft is None else token_map.gather(self.soft)
+        if token_map.soft is not None:
+            soft = token_map.soft if soft is None else soft * token_map.soft
+        step = Step(layer, token_map, sizes, soft)
+        return replace(self, steps=(*self.steps, step), sizes=sizes, valid=valid, soft=soft, position=position)
 
     def _counts(self, token_map: TokenMap) -> bool:
         """Whether sizes differ after a reduction."""

@@ -31,6 +31,8 @@ class TokenMap:
         size_weight: [B, M + R], factors on the sizes when they are summed (DiffRate); ``None``: ones.
         valid: [B, M] bool, false for slots that only pad a ragged batch; ``None``: all are real.
         reduce: ``"mean"`` divides by the sum of the weights of the slot, ``"sum"`` does not.
+        soft: [B, M] float in [0, 1], in training that hides tokens instead of removing them: how much the others see
+            of a slot from here on; it may carry a gradient. ``None``: all.
     """
 
     kept: Tensor
@@ -41,6 +43,7 @@ class TokenMap:
     size_weight: Tensor | None = None
     valid: Tensor | None = None
     reduce: Literal["mean", "sum"] = "mean"
+    soft: Tensor | None = None
 
     @classmethod
     def select(cls, kept: Tensor, num_tokens: int, valid: Tensor | None = None) -> TokenMap:

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from tokred.shape import ModelShape
-from tokred.state import TokenState
+from tokred.state import Step, TokenState
 from tokred.viz import draw_overlay
 
 
@@ -29,7 +29,7 @@ class Trace:
     def tokens_per_layer(self) -> list[int]:
         """Tokens that leave every layer, prefix included."""
         counts, tokens = [], self.state.num_initial
-        after = {step.layer: step.map.num_slots for step in self.state.steps}
+        after = {step.layer: _count(step) for step in self.state.steps}
         for layer in range(self.shape.depth):
             tokens = after.get(layer, tokens)
             counts.append(tokens)
@@ -38,7 +38,8 @@ class Trace:
     @property
     def masks(self) -> dict[int, Tensor]:
         """[B, P0] soft decisions on the patches in training, with their gradients, by layer; empty where none is."""
-        return {layer: mask[:, self.shape.num_prefix :] for layer, mask in self.state.masks.items()}
+        steps = [step for step in self.state.steps if step.map.soft is not None]
+        return {step.layer: step.soft[:, self.shape.num_prefix :] for step in steps if step.soft is not None}
 
     @property
     def num_patches(self) -> int:
@@ -121,3 +122,8 @@ class Trace:
         steps = tuple(step for step in self.state.steps if step.layer <= layer)
         sizes = steps[-1].sizes if steps else None
         return TokenState(self.state.num_initial, steps, sizes, origin=self.state.origin)
+
+
+def _count(step: Step) -> int:
+    """Tokens after a step; those that are hidden do not count."""
+    return step.map.num_slots if step.soft is None else int((step.soft > 0).sum(dim=1).max())

@@ -129,10 +129,10 @@ class LayerView:
         return ops.attention_row(self.q, self.k, self.scale, index, self.bias)
 
     def attention_received(self) -> Tensor:
-        """[B, H, N] attention that every token receives on average over the queries that are no padding."""
-        votes = (
-            torch.ones(self.batch, self.num_tokens, device=self.x.device) if self.valid is None else self.valid.float()
-        )
+        """[B, H, N] attention that every token receives on average over the queries that are there."""
+        votes = torch.ones(self.batch, self.num_tokens, device=self.x.device)
+        for there in (self.valid, self.soft):
+            votes = votes if there is None else votes * there
         votes = (votes / votes.sum(dim=1, keepdim=True)).unsqueeze(1).expand(self.q.shape[:3])
         return ops.attention_received(self.q, self.k, self.scale, votes, self.bias)
 

@@ -35,7 +35,7 @@ def same(found: Tensor, wanted: Tensor, what: str) -> None:
 def near(found: Tensor, wanted: Tensor, what: str, tolerance: float = VALUES) -> None:
     """Values within an absolute tolerance."""
     assert found.shape == wanted.shape, f"{what}: shape {tuple(found.shape)}, the vector has {tuple(wanted.shape)}"
-    error = float((found.double() - wanted.double()).abs().max()) if wanted.numel() else 0.0
+    error = float((found.detach().double() - wanted.double()).abs().max()) if wanted.numel() else 0.0
     assert error <= tolerance, f"{what}: largest error {error:.2e}, allowed {tolerance:.0e}"
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +12,10 @@ from hypothesis import strategies as st
 
 import tokred
 from tests.oracle import dynamicvit as oracle
-from tokred import DynamicViT, LayerView
+from tokred import DynamicViT, LayerView, TokenMap
+from tokred.adapters.site import key_bias
 from tokred.methods.dynamicvit import dynamicvit_loss, ratio_loss
+from tokred.state import TokenState
 
 from .learned import arrays, images, shaken, small
 from .test_against_oracles import each_prefix, few, tensor, tokens
@@ -23,7 +27,7 @@ BIASED, ROTATED = "beit_base_patch16_224", "vit_small_patch16_dinov3"
 
 def part(dim: int, seed: int = 1):
     shape = tokred.ModelShape.vit(depth=2, dim=dim, heads=1, patches=9)
-    return shaken(DynamicViT(layers=(0,)).modules(shape)["0"], seed)
+    return shaken(DynamicViT(layers=(0,)).modules(shape)["0"], seed).eval()
 
 
 @each_prefix
@@ -48,33 +52,40 @@ def test_decisions_are_drawn_with_the_probabilities_of_the_predictor():
     module, x = part(8), torch.randn(1, 7, 8)
     torch.manual_seed(0)
     with torch.no_grad():
-        view = LayerView(x, stay={"prune": 4}, num_prefix=1, module=module)
-        drawn = torch.stack([DynamicViT().soften(view)[0] for _ in range(2000)])
+        view = LayerView(x, stay={"prune": 4}, num_prefix=1, module=module.train())
+        maps = [DynamicViT().reduce(view) for _ in range(2000)]
+        drawn = torch.stack([token_map.soft[0] for token_map in maps])
         wanted = module(x[:, 1:])[0, :, 0].exp()
+    assert maps[0].kept.tolist() == [list(range(7))], "all tokens stay"
     assert set(drawn.unique().tolist()) == {0.0, 1.0}
     assert (drawn[:, 0] == 1).all(), "the prefix stays"
     torch.testing.assert_close(drawn[:, 1:].mean(dim=0), wanted, atol=0.05, rtol=0)
 
 
 def test_what_was_dropped_stays_dropped():
-    soft = torch.ones(1, 7)
-    soft[:, 3:5] = 0
-    view = LayerView(torch.randn(1, 7, 8), stay={"prune": 4}, num_prefix=1, module=part(8), soft=soft)
-    assert all((DynamicViT().soften(view)[:, 3:5] == 0).all() for _ in range(20))
+    model, x = small(), images()
+    with tokred.patch(model, DynamicViT(), trace=True) as handle, torch.no_grad():
+        handle.modules.train()
+        model(x)
+        first, second, third = handle.trace.masks.values()
+    assert (first == 0).any()
+    assert (second <= first).all()
+    assert (third <= second).all()
 
 
 class Fixed(DynamicViT):
-    """Softens to the decision that it would make hard."""
+    """Hides what it would drop."""
 
-    def soften(self, view):
+    def reduce(self, view):
+        if not view.module.training:
+            return super().reduce(view)
+        stay = view.stay["prune"] - view.num_prefix
+        score = view.module(view.x[:, view.num_prefix :], self._policy(view))[:, :, 0]
         if view.soft is not None:
-            stay = view.stay["prune"] - view.num_prefix
-            score = view.module(view.x[:, view.num_prefix :], view.soft[:, view.num_prefix :])[:, :, 0]
             score = score.masked_fill(view.soft[:, view.num_prefix :] == 0, -torch.inf)
-            kept = torch.cat([view.prefix_index(), score.argsort(1, descending=True)[:, :stay] + view.num_prefix], 1)
-        else:
-            kept = self.reduce(view).kept
-        return torch.zeros(view.x.shape[:2]).scatter(1, kept, 1.0)
+        kept = torch.cat([view.prefix_index(), score.argsort(1, descending=True)[:, :stay] + view.num_prefix], 1)
+        soft = torch.zeros(view.x.shape[:2]).scatter(1, kept, 1.0)
+        return replace(TokenMap.identity(view.batch, view.num_tokens), soft=soft)
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", GAPPED, ATTENDED, BIASED, ROTATED])
@@ -88,7 +99,7 @@ def test_a_mask_of_zeros_and_ones_does_what_dropping_does(name):
         handle.modules.train()
         soft = model(x)
         assert [int(m.sum(1).max()) + handle.tower.shape.num_prefix for m in handle.trace.masks.values()] == kept
-        assert handle.trace.tokens_per_layer == [handle.tower.shape.num_tokens] * 4, "nothing is dropped in training"
+        assert all(step.map.num_slots == handle.tower.shape.num_tokens for step in handle.trace.state.steps)
     assert (hard - model(x)).abs().max() > 1e-3
     torch.testing.assert_close(soft, hard, rtol=1e-4, atol=1e-4)
 
@@ -107,15 +118,14 @@ def test_the_classification_loss_alone_reaches_every_predictor():
 
 
 def test_the_gradient_of_a_mask_is_that_of_the_masked_softmax():
-    logits, value = torch.randn(1, 1, 4, 5, dtype=torch.float64), torch.randn(5, dtype=torch.float64)
+    logits, value = torch.randn(1, 1, 5, 5, dtype=torch.float64), torch.randn(5, dtype=torch.float64)
     masks = []
     for hide in (False, True):
         mask = torch.tensor([1.0, 0, 1, 0, 1], dtype=torch.float64, requires_grad=True)
         if hide:
-            state = tokred.state.TokenState(5, masks={0: mask[None]})
-            attention = (logits + state.visible.log()[:, None, None]).softmax(dim=-1)
+            attention = (logits + key_bias(TokenState(5, soft=mask[None]), True, mask.dtype)).softmax(dim=-1)
         else:
-            weights = logits.exp() * mask
+            weights = logits.exp() * torch.where(torch.eye(5, dtype=torch.bool), 1.0, mask)
             attention = weights / weights.sum(dim=-1, keepdim=True)
         (attention @ value).square().sum().backward()
         masks.append(mask.grad)

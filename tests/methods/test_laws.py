@@ -41,7 +41,7 @@ def first_stage(method, tokens=37, prefix=1):
     plan, modules = method.plan(shape), method.modules(shape)
     before = (tokens, *plan.tokens(tokens))
     layer = next(i for i in range(6) if before[i + 1] < before[i] == tokens)
-    module = modules[str(layer)] if modules is not None and str(layer) in modules else None
+    module = modules[str(layer)].eval() if modules is not None and str(layer) in modules else None
     for parameter in [] if module is None else module.parameters():
         parameter += 0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(5))
     return plan.stay(layer), module

@@ -33,5 +33,5 @@ def weigh(x: Tensor, votes: Tensor, first: int, count: Tensor | int | None = Non
     """
     weight = votes[:, first:]
     rows = weight.shape[1] if count is None else count
-    weight = weight * rows / weight.sum(dim=1, keepdim=True)
+    weight = weight * rows / weight.detach().sum(dim=1, keepdim=True)  # as in the training of DiffRate
     return torch.cat([x[:, :first], x[:, first:] * weight.unsqueeze(2).to(x.dtype)], dim=1)

@@ -68,6 +68,8 @@ class Reduction:
         Raises:
             ScheduleMismatchError: it acts on a block that the nominal schedule left alone, so that no site is there.
         """
+        if self.method.masks:  # its counts change while it learns
+            return self.method.plan(self.shape.with_tokens(num_tokens))
         if num_tokens not in self._plans:
             self._plans[num_tokens] = self.method.plan(self.shape.with_tokens(num_tokens))
             if self._first_layer(num_tokens) < self.first:
@@ -85,6 +87,14 @@ class Reduction:
             self._carries[num_tokens] = any(sum(guests) for guests in carried)
         return self._carries[num_tokens]
 
+    def acts(self, layer: int, state: TokenState, tokens: int) -> bool:
+        """Whether the method is asked in a layer that ``tokens`` tokens reached."""
+        if self.method.masks:
+            return True
+        if state.soft is not None:  # all tokens are still there, whatever the schedule says
+            return self.module(layer) is not None
+        return min(self.plan(state.num_initial).stay(layer).values()) < tokens
+
     def classify(self, state: TokenState) -> Tensor | None:
         """Logits of the method in place of the model's, if it gives some."""
         return None if self.modules is None else self.method.classify(state.memory, self.modules)
@@ -101,6 +111,8 @@ class Reduction:
         return type(self.method).__name__
 
     def _first_layer(self, num_tokens: int) -> int:
+        if self.method.masks:
+            return 0
         counts = self._plans[num_tokens].tokens(num_tokens)
         return next((layer for layer, n in enumerate(counts) if n < num_tokens), len(counts))
 
@@ -159,9 +171,7 @@ class Site:
     def _run(self, x: Tensor, state: TokenState, arguments: dict[str, Any]) -> tuple[Tensor, TokenState]:
         """The block, on the tokens ``x`` and the guests of ``state`` behind them."""
         stay = self.reduction.plan(state.num_initial).stay(self.layer)
-        reducing = min(stay.values()) < x.shape[1]
-        if state.masks:  # all tokens are still there, whatever the schedule says
-            reducing = self.reduction.module(self.layer) is not None
+        reducing = self.reduction.acts(self.layer, state, x.shape[1])
         seen = state.joined()
         x = x if state.guests is None else torch.cat([x, state.guests], dim=1)
         with calling(Call(seen, catching=reducing)) as call:
@@ -233,15 +243,10 @@ class Site:
             signals = {name: partial(_first_tokens, read, tokens) for name, read in signals.items()}
             bias = None if bias is None else bias[..., : min(tokens, bias.shape[-2]), :tokens]
         view = self._view(x, state, stay=stay, scale=parts.reader.scale(attn), bias=bias, signals=signals)
-        if view.module is not None and view.module.training:
-            soft = method.soften(view)
-            if soft is not None:
-                call.caught.clear()
-                return torch.cat([x, guests], dim=1), replace(state, masks={**state.masks, self.layer: soft})
-        learning = view.module is not None and torch.is_grad_enabled()
-        with torch.set_grad_enabled(learning):
+        learning = method.masks or view.module is not None
+        with torch.set_grad_enabled(learning and torch.is_grad_enabled()):
             token_map = method.reduce(view)
-            if view.valid is not None:
+            if view.valid is not None and token_map.soft is None:
                 token_map = token_map.with_padding_last(view.valid)
         call.caught.clear()  # the memory of the keys is wanted for the MLP
         y, state = state.reduce(self.layer, token_map, x)
@@ -351,7 +356,7 @@ class OwnBias:
 def key_bias(state: TokenState, proportional: bool, dtype: torch.dtype) -> Tensor | None:
     """[B, 1, 1, N] additive bias: log of the sizes (proportional attention), minus infinity for padding slots.
 
-    In training the logarithm of the soft mask is added.
+    In training the logarithm of the soft mask is added, and then it is [B, 1, N, N]: every token sees itself.
     """
     ragged = any(step.map.valid is not None for step in state.steps)
     bias = None
@@ -359,10 +364,13 @@ def key_bias(state: TokenState, proportional: bool, dtype: torch.dtype) -> Tenso
         bias = state.sizes.log()
     elif ragged and state.valid is not None:
         bias = torch.zeros_like(state.valid, dtype=torch.float32).masked_fill(~state.valid, -torch.inf)
+    bias = None if bias is None else bias[:, None, None]
     visible = state.visible
     if visible is not None:
-        bias = visible.log() if bias is None else bias + visible.log()
-    return None if bias is None else bias[:, None, None].to(dtype)
+        itself = torch.eye(visible.shape[1], dtype=torch.bool, device=visible.device)
+        hidden = visible.log()[:, None, None].masked_fill(itself, 0.0)
+        bias = hidden if bias is None else bias + hidden
+    return None if bias is None else bias.to(dtype)
 
 
 def add_bias(mask: Tensor | None, bias: Tensor) -> Tensor:

@@ -83,7 +83,7 @@ class ReducedHead:
 
     def _weighed(self, x: Tensor, state: TokenState, patch_valid: Tensor | None) -> Tensor:
         """Scale the tokens so that their plain mean is their mean by size."""
-        if not self.by_size and state.valid is None and state.short is None:
+        if not self.by_size and state.valid is None and state.short is None and state.soft is None:
             return x
         first = 0 if getattr(self.model, "pool_include_prefix", False) else self.model.num_prefix_tokens
         count = None if patch_valid is None else patch_valid.sum(dim=1, keepdim=True)
@@ -96,7 +96,7 @@ def weigh_attention_pool(
     """Pre-hook for attention pooling: a token is attended to once for every patch it stands for."""
     call = current_call()
     state = None if call is None else call.state
-    if state is None or (state.sizes is None and state.short is None and not state.masks):
+    if state is None or (state.sizes is None and state.short is None and state.soft is None):
         return None
     tokens = inputs[0].shape[1]
     bias = votes(state, True).log()[:, None, None, -tokens:].to(inputs[0].dtype)

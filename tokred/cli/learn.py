@@ -15,6 +15,7 @@ from tokred.cli.console import errors, output, progress_bar
 from tokred.cli.knobs import single_values
 from tokred.cli.learn_answers import is_for_multimodal, table_of_answers
 from tokred.cli.learn_atp import atp
+from tokred.cli.learn_diffrate import diffrate
 from tokred.errors import ConfigError
 from tokred.learn import (
     Front,
@@ -28,6 +29,7 @@ from tokred.learn import (
 
 learn = typer.Typer(help="Learn schedules, keep rates and thresholds.", no_args_is_help=True)
 learn.command("atp")(atp)
+learn.command("diffrate")(diffrate)
 
 
 @learn.command("search")

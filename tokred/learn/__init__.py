@@ -2,6 +2,8 @@
 
 from tokred.learn.atp_training import ATPSpec, Learned, train_atp
 from tokred.learn.choice import Knobs
+from tokred.learn.diffrate import Rates
+from tokred.learn.diffrate_training import DiffRateSpec, LearnedRates, train_diffrate
 from tokred.learn.front import Front, Trial
 from tokred.learn.multimodal_search import run_multimodal_search
 from tokred.learn.multimodal_spec import MultimodalSpec
@@ -14,13 +16,16 @@ __all__ = [
     "RATE_SPACES",
     "SPACES",
     "ATPSpec",
+    "DiffRateSpec",
     "Front",
     "Knobs",
     "Learned",
+    "LearnedRates",
     "MultimodalSpec",
     "Outcome",
     "Progress",
     "RateSpace",
+    "Rates",
     "SearchSpec",
     "Space",
     "Trial",
@@ -30,4 +35,5 @@ __all__ = [
     "run_search",
     "sigmoid_rates",
     "train_atp",
+    "train_diffrate",
 ]

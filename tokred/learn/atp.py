@@ -162,21 +162,6 @@ class ATPTask:
 
 
 @contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """No weight of the model learns, and it runs as in evaluation; afterwards it is as it was."""
-    learning = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    training = {module: module.training for module in model.modules()}
-    model.requires_grad_(False).eval()
-    try:
-        yield
-    finally:
-        for parameter, flag in learning.items():
-            parameter.requires_grad_(flag)
-        for module, mode in training.items():
-            module.training = mode
-
-
-@contextmanager
 def deciding(own: nn.Module, other: nn.Module) -> Iterator[None]:
     """``own`` has the weights of ``other``, and drops tokens; afterwards it is as it was."""
     before, mode = {name: value.clone() for name, value in own.state_dict().items()}, own.training

@@ -17,7 +17,8 @@ from tokred.bench.machine import device_name, require_device, threads, versions
 from tokred.data import VQADataset, load_vqa
 from tokred.errors import ConfigError, DataError
 from tokred.evaluate.vqa import exact_match
-from tokred.learn.atp import FILE, ATPTask, frozen, require_layers, save_modules
+from tokred.learn.atp import FILE, ATPTask, require_layers, save_modules
+from tokred.learn.frozen import frozen
 from tokred.learn.questions import prompt_sizes, split_pictures
 from tokred.learn.quiet import quiet_loading
 from tokred.methods import create_method

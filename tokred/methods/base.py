@@ -29,6 +29,8 @@ class Method(AnyMethod):
 
     Attributes:
         schedule: counts for every layer; a schedule, a file, or the name of a shipped one.
+        masks: (class) its counts are what is trained: they change from step to step, in every layer its maps keep all
+            tokens, and ``TokenMap.soft`` hides those that are to go.
         adaptive: (class) images may keep fewer tokens than the schedule says, never more.
         budget: what the model may cost instead: ``"2.9 GMACs"``, ``"60%"``, ``"96 tokens"``.
     """
@@ -37,6 +39,7 @@ class Method(AnyMethod):
     tracks: ClassVar[tuple[str, ...]] = ("merge",)
     needs: ClassVar[frozenset[Signal]] = frozenset()
     adaptive: ClassVar[bool] = False
+    masks: ClassVar[bool] = False
 
     schedule: Schedule | str | Path | None = None
     budget: str | None = None
@@ -67,10 +70,6 @@ class Method(AnyMethod):
     @abstractmethod
     def reduce(self, view: LayerView) -> TokenMap:
         """Map the N tokens of ``view`` to the slots that stay, ``view.stay`` of them."""
-
-    def soften(self, view: LayerView) -> Tensor | None:
-        """[B, N] in [0, 1], how much later layers see of each token in training; ``None``: tokens are reduced."""
-        return None
 
     def least(self, tokens: int, num_prefix: int) -> int:
         """The fewest tokens that can stay of ``tokens`` in one layer; requests below it are clamped."""
@@ -131,7 +130,7 @@ class Method(AnyMethod):
         """
         if self.schedule is not None:
             given = self.schedule if isinstance(self.schedule, Schedule) else Schedule.load(self.schedule)
-            given.require(shape.depth, self.tracks)
+            given.require(shape.depth, self.tracks, shape.fingerprint)
         elif self.budget is not None:
             given = Schedule.solve(
                 self.budget,

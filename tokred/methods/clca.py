@@ -230,10 +230,6 @@ class CLCA(Method):
         """That of the other method."""
         return self.inner.macs(tokens, stay, layer, shape)
 
-    def soften(self, view: LayerView) -> Tensor | None:
-        """As the other method does."""
-        return self.inner.soften(view)
-
     def reduce(self, view: LayerView) -> TokenMap:
         """As the other method does."""
         return self.inner.reduce(view)

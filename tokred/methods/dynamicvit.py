@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, NamedTuple, Self
 
@@ -86,8 +86,6 @@ class DynamicViT(Method):
     before it, and what was dropped is hidden from the attention and from average pooling behind it; the gradient is
     that of the soft decision. :func:`dynamicvit_loss` is what the paper trains with.
 
-    A hidden patch is hidden from itself, too; the released code lets it see itself, which no patch that stays can tell.
-
     Attributes:
         keep: share that stays at every stage; an int or tuple as for :class:`~tokred.TopK`.
         layers: blocks behind which patches are dropped; by default those before the quarters of the depth.
@@ -143,23 +141,21 @@ class DynamicViT(Method):
             if tokens[layer + 1] < tokens[layer]
         }
 
-    def soften(self, view: LayerView) -> Tensor:
-        """[B, N] a drawn decision, 0 or 1, with the gradient of its probability; 1 for the prefix."""
-        prefix = view.num_prefix
-        before = self._policy(view)
-        scores = part_of(view, DynamicViTPart)(view.x[:, prefix:], before)
-        drawn = F.gumbel_softmax(scores, tau=self.temperature, hard=True)[:, :, 0]
-        drawn = drawn if before is None else drawn * before
-        return torch.cat([torch.ones_like(view.x[:, :prefix, 0], dtype=drawn.dtype), drawn], dim=1)
-
     def reduce(self, view: LayerView) -> TokenMap:
-        """Keep the prefix and the first patches by keep probability."""
+        """Keep the prefix and the first patches by keep probability; in training, all, and hide some."""
         prefix = view.num_prefix
-        with torch.no_grad():
-            score = part_of(view, DynamicViTPart)(view.x[:, prefix:], self._policy(view))[:, :, 0]
+        scores = part_of(view, DynamicViTPart)(view.x[:, prefix:], self._policy(view))
+        if view.module is not None and view.module.training:
+            everything = TokenMap.identity(view.batch, view.num_tokens, view.x.device)
+            return replace(everything, soft=F.pad(self.draw(scores), (prefix, 0), value=1.0))
+        score = scores[:, :, 0].detach()
         order = ops.rank_descending(view.keep_padding(score))
         top = order[:, : view.stay["prune"] - prefix] + prefix
         return TokenMap.select(torch.cat([view.prefix_index(), top], dim=1), view.num_tokens)
+
+    def draw(self, scores: Tensor) -> Tensor:
+        """[B, P] decisions, 0 or 1, with the gradient of their probability, from log-probabilities [B, P, 2]."""
+        return F.gumbel_softmax(scores, tau=self.temperature, hard=True)[:, :, 0]
 
     def _policy(self, view: LayerView) -> Tensor | None:
         """[B, P] what of the patches is there: no padding, and nothing that was dropped before."""

@@ -9,6 +9,7 @@ import torch
 
 from tokred import ModelShape, Schedule
 from tokred.cost import cost
+from tokred.learn.diffrate import merge_in_place
 from tokred.methods.diffrate import DiffRate, merge_sorted
 
 from ..case import Case, checks, is_model_case
@@ -17,13 +18,17 @@ from ..compare import compare_map, compare_model, formula_shape, near, row_order
 
 @checks("diffrate", lambda case: case.has("x", "x_merged", "dst", "similarity"))
 def check_merge(case: Case) -> None:
-    """Tokens that are sorted already. (The training form belongs to the training of rates.)"""
+    """Tokens that are sorted already, merged as inference and as training do it."""
     x, kept = case["x"], case.hyper["kept"]
     order = torch.arange(x.shape[1] - case.prefix).expand(x.shape[0], -1)
     token_map = merge_sorted(x, order, x.shape[1], kept, case.prefix)
     same(token_map.into, case["dst"], "dst")
     near(token_map.size_weight[:, kept:], case["similarity"], "similarity")
     compare_map(case, token_map)
+    size = case.sizes("size_in")
+    masked = merge_in_place(x, size, order, x.shape[1], kept, case.prefix)
+    near(masked.apply(x, size), case["x_merged_training"], "x_merged_training")
+    near(masked.apply_size(size), case.sizes("size_out_training"), "size_out_training")
 
 
 @checks("diffrate", lambda case: case.has("x", "y", "size_out", "source"))

@@ -16,7 +16,7 @@ from ..compare import near, same, shape_of
 def check_predictor(case: Case) -> None:
     """Log probabilities with and without decisions before, and the order of the kept patches."""
     x, hyper = case["x"], case.hyper
-    part = DynamicViTPart(x.shape[2])
+    part = DynamicViTPart(x.shape[2]).eval()
     part.load_state_dict(case.state_dict())
     near(part(x), case["scores"], "scores")
     if case.has("policy"):
