@@ -133,14 +133,14 @@ def load_model(name_or_folder: str | os.PathLike[str], *, pretrained: bool = Tru
     >>> load_model("vit-fmnist").pretrained_cfg["input_size"]
     (1, 28, 28)
     """
+    folder = model_folder(name_or_folder)
+    return _load_folder(folder) if folder.is_dir() else _load_timm(os.fspath(name_or_folder), pretrained, list_models())
+
+
+def model_folder(name_or_folder: str | os.PathLike[str]) -> Path:
+    """Return the folder of a model that ships, or the folder itself."""
     name = os.fspath(name_or_folder)
-    shipped = list_models()
-    if name in shipped:
-        return _load_folder(shipped_folder("models") / name)
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return _load_folder(folder)
-    return _load_timm(name, pretrained, shipped)
+    return shipped_folder("models") / name if name in list_models() else Path(name).expanduser()
 
 
 def read_config(path: str | os.PathLike[str]) -> ModelConfig:

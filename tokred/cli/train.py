@@ -7,12 +7,16 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from tokred.cli.knobs import single_values
+
 
 def train(
     config: Annotated[Path, typer.Argument(help="The recipe, for example configs/train/vit_fmnist.yaml.")],
     output: Annotated[
         Path | None, typer.Option(help="Folder for checkpoints and the finished model. Default: runs/train/<name>.")
     ] = None,
+    method: Annotated[str | None, typer.Option(help="Put this method into the model.")] = None,
+    knob: Annotated[list[str] | None, typer.Option(help="One of its knobs: keep=0.5, or simply --keep 0.5.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the folder.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be trained, and stop.")] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: torch's choice.")] = None,
@@ -24,13 +28,15 @@ def train(
     import torch
 
     from tokred.train import parallel
-    from tokred.train.config import load_spec
+    from tokred.train.config import load_spec, with_method
     from tokred.train.loop import Step, train_model
     from tokred.train.tasks import build_task
 
     if threads is not None:
         torch.set_num_threads(threads)
     spec = load_spec(config)
+    if method is not None or knob:
+        spec = with_method(spec, method, single_values(knob or [], "training"))
     if dry_run:
         from tokred.train.plan import plan
 

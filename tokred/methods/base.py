@@ -71,6 +71,10 @@ class Method(AnyMethod):
     def reduce(self, view: LayerView) -> TokenMap:
         """Map the N tokens of ``view`` to the slots that stay, ``view.stay`` of them."""
 
+    def penalty(self, masks: Mapping[int, Tensor], shape: ModelShape) -> Tensor | float:
+        """What training adds to the loss of the task, from the soft decisions [B, P] on the patches, by layer."""
+        return 0.0
+
     def least(self, tokens: int, num_prefix: int) -> int:
         """The fewest tokens that can stay of ``tokens`` in one layer; requests below it are clamped."""
         return min(tokens, num_prefix + 1)

@@ -141,6 +141,11 @@ class DynamicViT(Method):
             if tokens[layer + 1] < tokens[layer]
         }
 
+    def penalty(self, masks: Mapping[int, Tensor], shape: ModelShape) -> Tensor:
+        """Twice the squared distance of the shares that stay from the schedule's, as the paper weighs it."""
+        shares = self.shares(shape)
+        return 2.0 * ratio_loss([masks[layer] for layer in masks], [shares[layer] for layer in masks])
+
     def reduce(self, view: LayerView) -> TokenMap:
         """Keep the prefix and the first patches by keep probability; in training, all, and hide some."""
         prefix = view.num_prefix

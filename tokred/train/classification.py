@@ -1,19 +1,22 @@
 """Learn to name what a picture shows."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tokred.assets import build_model, load_model, save_model
+from tokred.assets import ModelConfig, build_model, load_model, model_folder, read_config, save_model
 from tokred.data import Batches, load_dataset, transform_for
 from tokred.data.tensors import Normalize, TensorImages, augment
 from tokred.errors import ConfigError, DataError
 from tokred.evaluate.classification import top1
+from tokred.methods import Method, create_method
+from tokred.patching import patch
 from tokred.train.config import Classification
+from tokred.train.inside import Inside
 
 Batch = tuple[Tensor, Tensor]
 
@@ -45,6 +48,29 @@ class PatchPool(nn.Module):
         return x, first.expand(B, -1)
 
 
+def model_config(spec: Classification) -> ModelConfig:
+    """The architecture that a recipe trains."""
+    if spec.model is not None:
+        return spec.model
+    assert spec.start_from is not None
+    return read_config(model_folder(spec.start_from) / "config.json")
+
+
+def method_of(entry: Mapping[str, Any]) -> Method:
+    """The method that a recipe puts into the model: ``{name: evit, keep: 0.5}``.
+
+    Raises:
+        ConfigError: no name, an unknown method or knob, or a value that it does not take.
+    """
+    knobs = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items() if key != "name"}
+    if "name" not in entry:
+        raise ConfigError(f"method: {dict(entry)} has no 'name'. Write for example {{name: evit, keep: 0.5}}.")
+    try:
+        return create_method(str(entry["name"]), **knobs)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"method {entry['name']}: {error}") from error
+
+
 class ClassificationTask:
     """Cross-entropy on pictures held in memory, shifted and mirrored at random.
 
@@ -60,14 +86,20 @@ class ClassificationTask:
     def __init__(self, spec: Classification, seed: int = 0):
         self.spec = spec
         torch.manual_seed(seed)
-        self.model = build_model(spec.model)
-        self.pool = PatchPool(self.model)
-        self.model.patch_drop = self.pool  # both architectures call it between position embedding and first block
-        self.model.to(memory_format=torch.channels_last)  # convolutions train a quarter faster
+        self.config = model_config(spec)
+        network = build_model(self.config) if spec.start_from is None else load_model(spec.start_from)
+        self.pool = PatchPool(network)
+        network.patch_drop = self.pool  # both architectures call it between position embedding and first block
+        network.to(memory_format=torch.channels_last)  # convolutions train a quarter faster
         if not spec.fused_attention:
-            for module in self.model.modules():
+            for module in network.modules():
                 if hasattr(module, "fused_attn"):
                     module.__dict__["fused_attn"] = False
+        self.model = network
+        if spec.method is not None:
+            self.model = Inside(network, method_of(spec.method), parts_only=spec.parts_only)
+            if spec.parts_only and not len(self.model.parts):
+                raise ConfigError(f"parts_only: {spec.method['name']} has no learnable parts. Train the model with it.")
         data = load_dataset(spec.data, "train")
         if not isinstance(data, TensorImages):
             raise DataError(f"{spec.data}: training needs a data set held in memory, as fashion-mnist is.")
@@ -75,7 +107,7 @@ class ClassificationTask:
         train, held = order[spec.holdout :], order[: spec.holdout]
         self.images, self.labels = data.images[train], data.labels[train]
         self.held = TensorImages(data.images[held], data.labels[held], data.classes)
-        self.normalize = Normalize(spec.model.mean, spec.model.std)
+        self.normalize = Normalize(self.config.mean, self.config.std)
         self.stem_only = False
         self.crop_padding, self.flip = spec.crop_padding, spec.flip
 
@@ -109,9 +141,9 @@ class ClassificationTask:
     def loss(self, batch: Batch) -> Tensor:
         """Return the cross-entropy with smoothed labels."""
         images, labels = batch
-        return nn.functional.cross_entropy(
-            self._logits(self.model, images).float(), labels, label_smoothing=self.spec.label_smoothing
-        )
+        logits = self._logits(self.model, images).float()
+        loss = nn.functional.cross_entropy(logits, labels, label_smoothing=self.spec.label_smoothing)
+        return loss + self.model.penalty() if isinstance(self.model, Inside) else loss
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Return the top-1 accuracy on the held-out training pictures."""
@@ -123,17 +155,26 @@ class ClassificationTask:
         return {"held_out_top1": 100 * right / max(1, len(self.held))}
 
     def export(self, model: nn.Module, folder: Path) -> dict[str, float]:
-        """Write the model in half precision and return the top-1 accuracy of that file on the test set."""
-        save_model(model, self.spec.model, folder)
-        finished = load_model(folder)
+        """Write the model in half precision and return the top-1 accuracy of that file on the test set.
+
+        With a method inside, its learned parts stand in a file beside, and the accuracy is the one with the method.
+        """
+        inside = model if isinstance(model, Inside) else None
+        save_model(model if inside is None else inside.network, self.config, folder)
+        finished, record = load_model(folder), {}
         batches = Batches(load_dataset(self.spec.data, "test", transform_for(finished)), 250)
+        if inside is not None and self.spec.method is not None:
+            parts = inside.save_parts(folder)
+            patch(finished, method_of(self.spec.method | ({} if parts is None else {"weights": str(parts)})))
+            record = {"method": self.spec.method}
         accuracy = top1(finished, batches)
-        record = {"test_top1": accuracy.top1, "test_correct": accuracy.correct, "test_total": accuracy.total}
+        record |= {"test_top1": accuracy.top1, "test_correct": accuracy.correct, "test_total": accuracy.total}
         (folder / "accuracy.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         return {"test_top1": accuracy.top1}
 
     def _logits(self, model: Any, images: Tensor) -> Tensor:
         if not self.stem_only:
             return model(images)
+        model = model.network if isinstance(model, Inside) else model
         pooled = model.patch_embed(images).mean(1)  # [B, D]
         return model.head(model.fc_norm(model.norm(pooled)))

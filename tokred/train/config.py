@@ -1,10 +1,11 @@
 """What a training recipe says. A recipe is one YAML file; unknown keys are refused by name."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tokred.assets import ModelConfig, say_what_is_wrong
 from tokred.errors import ConfigError
@@ -53,7 +54,18 @@ class Classification(_Spec):
     flip: bool = True
     label_smoothing: float = 0.05
     fused_attention: bool = True
-    model: ModelConfig
+    start_from: str | None = Field(default=None, description="model to start from: one that ships, or a folder")
+    method: dict[str, Any] | None = Field(default=None, description="reduces tokens in training, too: name and knobs")
+    parts_only: bool = Field(default=False, description="train the learnable parts of the method alone")
+    model: ModelConfig | None = Field(default=None, description="what is built where there is no start_from")
+
+    @model_validator(mode="after")
+    def _from_one_place(self) -> Self:
+        if (self.model is None) == (self.start_from is None):
+            raise ValueError("give either model, to build one, or start_from, to go on with one")
+        if self.parts_only and self.method is None:
+            raise ValueError("parts_only: there is no method whose parts could be trained")
+        return self
 
 
 class MultimodalModel(_Spec):
@@ -139,6 +151,22 @@ class TrainSpec(_Spec):
     name: str
     task: Annotated[TaskSpec, Field(discriminator="kind")]
     loop: LoopSpec
+
+
+def with_method(spec: TrainSpec, name: str | None, knobs: Mapping[str, Any]) -> TrainSpec:
+    """The recipe with another method inside the model, or with other knobs of its own.
+
+    Raises:
+        ConfigError: the recipe trains no image encoder, or there are knobs but no method.
+    """
+    if not isinstance(spec.task, Classification):
+        raise ConfigError(f"A method goes into an image encoder; {spec.name} trains a {spec.task.kind}.")
+    own = spec.task.method or {}
+    entry = {**(own if name in (None, own.get("name")) else {"name": name}), **knobs}
+    if "name" not in entry:
+        raise ConfigError(f"Knobs ({', '.join(knobs)}) of which method? Add --method.")
+    task = spec.task.model_copy(update={"method": entry})
+    return spec.model_copy(update={"task": task, "name": f"{spec.name}-{entry['name']}" if name else spec.name})
 
 
 _SPECS = (

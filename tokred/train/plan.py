@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from tokred.assets import build_model
+from tokred.train.classification import model_config
 from tokred.train.config import Classification, FlexTokTraining, KARLTraining, PriorTraining, TrainSpec
 
 
@@ -34,7 +35,7 @@ def plan(spec: TrainSpec) -> dict[str, str]:
 
 def _parts(task: Any) -> dict[str, nn.Module]:
     if isinstance(task, Classification):
-        return {"model": build_model(task.model)}
+        return {"model": build_model(model_config(task))}
     if isinstance(task, FlexTokTraining):
         from tokred.tokenizers.flextok.decoder import Decoder
         from tokred.tokenizers.flextok.encoder import Encoder
