@@ -66,6 +66,19 @@ def search() -> str:
     return _table("schedule|GMACs|test top-1 %|agreement %", rows)
 
 
+def learned() -> str:
+    """Learned schedules of DiffRate beside ToMe and hand-made ones, best first."""
+    record = json.loads((RESULTS / "learn_diffrate.json").read_text())
+    rows = sorted(record["results"], key=lambda row: -row["top1"])
+    cells = [
+        [row["group"], row["name"], f"{100 * row['share']:.1f}", f"{row['top1']:.2f}",
+         " ".join(map(str, [min(counts) for counts in zip(*row["tracks"].values(), strict=True)])) if "tracks" in row
+         else ""]
+        for row in rows
+    ]  # fmt: skip
+    return _table("method|schedule|MACs %|test top-1 %|tokens behind each block", cells, text=2)
+
+
 def tome() -> str:
     """Speed of ToMe beside the ratio of the MACs."""
     record = json.loads((RESULTS / "bench_tome.json").read_text())
@@ -86,7 +99,8 @@ def tome() -> str:
     return _table(titles, rows, text=0)
 
 
-TABLES: dict[str, Callable[[], str]] = {table.__name__: table for table in (questions, tokens, attention, search, tome)}
+_ALL = (questions, tokens, attention, search, learned, tome)
+TABLES: dict[str, Callable[[], str]] = {table.__name__: table for table in _ALL}
 
 
 def _rows(file: str, order: Callable[[dict[str, Any]], Any]) -> list[dict[str, Any]]:

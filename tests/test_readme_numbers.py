@@ -87,6 +87,32 @@ def test_the_text_on_the_search_is_what_was_measured():
     assert f"{len(search['trials'])} trials" in PAGE
 
 
+def test_the_text_on_learning_is_what_was_measured():
+    record = json.loads((ROOT / "docs" / "results" / "learn_diffrate.json").read_text())
+    rows = record["results"]
+    assert {row["images"] for row in rows} == {10_000}
+    assert len(record["screened"]) == 20
+
+    def best(group: str) -> float:
+        return max(row["top1"] for row in rows if row["group"] == group and row["share"] <= 0.6 and "tracks" in row)
+
+    [learned] = [row for row in rows if row["group"] == "DiffRate, learned"]
+    text = " ".join(PAGE.split())
+    assert (
+        f"learned {learned['top1']:.2f}, best hand-made {best('DiffRate, hand-made'):.2f}, best constant r within the "
+        f"cost {best('ToMe, constant r'):.2f}."
+    ) in text
+    share = learned["top1"] / 100
+    whole = json.loads((ROOT / "models" / "vit-fmnist" / "accuracy.json").read_text())["test_top1"]
+    assert f"the model without any reduction has {whole:.2f}." in text
+    assert f"of an accuracy here is {100 * (share * (1 - share) / 10_000) ** 0.5:.2f} points" in text
+    also = {row["name"]: row["top1"] for row in rows if row["group"] == "DiffRate, also learned"}
+    even = [f"{also[f'even start, {steps} steps']:.2f}" for steps in (2400, 800)]
+    assert f"came to {even[0]} and {even[1]} in 2,400 and 800 steps" in text
+    shipped = tokred.Schedule.load("vit_fmnist_0.119g")
+    assert {track: list(counts) for track, counts in shipped.tracks.items()} == learned["tracks"]
+
+
 def test_the_text_on_questions_is_what_the_sweep_measured():
     results = pl.read_parquet(ROOT / "docs" / "results" / "vqa.parquet")
     assert set(results["images"]) == {300}, "the text says how many questions"
