@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tokred.errors import ConfigError, DataError, ScheduleMismatchError
+from tokred.folders import shipped_folder
 from tokred.methods.base import Method
 from tokred.shape import ModelShape
 from tokred.view import LayerView
@@ -51,16 +52,19 @@ def load_parts(
 
     Args:
         modules: the parts.
-        path: the file, as ``save_file(handle.modules.state_dict(), path)`` writes it.
+        path: the file, as ``save_file(handle.modules.state_dict(), path)`` writes it, or the name of a shipped one:
+            ``"vit-fmnist-parts/dynamicvit-0.7"``.
         outline: says in a few words what a state dict holds; by default the shape of the first tensor that differs.
 
     Raises:
         DataError: there is no such file.
         ConfigError: it was made for other blocks, another width, or another method.
     """
-    if not Path(path).is_file():
+    file = shipped_folder("models") / f"{path}.safetensors"
+    file = Path(path) if not file.is_file() else file
+    if not file.is_file():
         raise DataError(f"There is no file {path} with learned parts. Leave weights out to start from untrained ones.")
-    found, wanted = load_file(path), dict(modules.state_dict())
+    found, wanted = load_file(file), dict(modules.state_dict())
     shapes = {name: tuple(value.shape) for name, value in found.items()}
     if shapes != {name: tuple(value.shape) for name, value in wanted.items()}:
         here, there = (outline(found), outline(wanted)) if outline is not None else _differing(found, wanted)
