@@ -79,6 +79,13 @@ def learned() -> str:
     return _table("method|schedule|MACs %|test top-1 %|tokens behind each block", cells, text=2)
 
 
+def finetuned() -> str:
+    """EViT before and after fine-tuning."""
+    record = json.loads((RESULTS / "finetune_evit.json").read_text())
+    forms = (("gmacs", ".3f"), ("top1", ".2f"))
+    return _table("model|GMACs|test top-1 %", [[row["model"], *_cells(row, forms)] for row in record["results"]])
+
+
 def tome() -> str:
     """Speed of ToMe beside the ratio of the MACs."""
     record = json.loads((RESULTS / "bench_tome.json").read_text())
@@ -99,7 +106,7 @@ def tome() -> str:
     return _table(titles, rows, text=0)
 
 
-_ALL = (questions, tokens, attention, search, learned, tome)
+_ALL = (questions, tokens, attention, search, learned, finetuned, tome)
 TABLES: dict[str, Callable[[], str]] = {table.__name__: table for table in _ALL}
 
 

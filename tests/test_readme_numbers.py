@@ -113,6 +113,13 @@ def test_the_text_on_learning_is_what_was_measured():
     assert {track: list(counts) for track, counts in shipped.tracks.items()} == learned["tracks"]
 
 
+def test_fine_tuning_was_measured_on_all_test_images():
+    record = json.loads((ROOT / "docs" / "results" / "finetune_evit.json").read_text())
+    assert {row["images"] for row in record["results"]} == {10_000}
+    whole, before, after = (row["top1"] for row in record["results"])
+    assert before < after < whole
+
+
 def test_the_text_on_questions_is_what_the_sweep_measured():
     results = pl.read_parquet(ROOT / "docs" / "results" / "vqa.parquet")
     assert set(results["images"]) == {300}, "the text says how many questions"
