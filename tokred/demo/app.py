@@ -27,11 +27,14 @@ def build() -> Any:
         title=TITLE, analytics_enabled=False, delete_cache=(SECONDS_KEPT, SECONDS_KEPT), fill_width=True
     ) as page:
         gr.Markdown(HEADLINE)
-        for title, tab in {
-            "Merge & prune": merge_prune, "Ask the picture": ask, "Coarse to fine": coarse_to_fine, "Compare": compare,
-        }.items():  # fmt: skip
-            with gr.Tab(title):
-                tab.add_tab(page)
+        with gr.Tab("Merge & prune"):
+            merge_prune.add_tab(page.load)  # the first thing that visitors see
+        with gr.Tab("Ask the picture") as tab:
+            ask.add_tab(tab.select)
+        with gr.Tab("Coarse to fine") as tab:
+            coarse_to_fine.add_tab(tab.select)
+        with gr.Tab("Compare"):
+            compare.add_tab()
     return page.queue(max_size=_QUEUE, default_concurrency_limit=_AT_ONCE)
 
 

@@ -131,8 +131,8 @@ def say_times(phases: Phases) -> str:
     )
 
 
-def add_tab(page: Any) -> None:
-    """Build the tab inside of ``page``."""
+def add_tab(opened: Any) -> None:
+    """Build the tab; ``opened`` is the event of its being looked at."""
     import gradio as gr
 
     names, methods = list_multimodal_models(), tuple(choices.prompt_methods())
@@ -173,7 +173,11 @@ def add_tab(page: Any) -> None:
         yield gr.skip(), gr.skip(), asked.overlays(), say_counts(*asked.counts()), "Measuring ..."
         yield gr.skip(), gr.skip(), gr.skip(), gr.skip(), say_times(asked.time())
 
+    def begin(*given):
+        *question_and_all, said = given
+        yield from () if said else answer(*question_and_all)  # once; whoever comes back finds what was said
+
     inputs, outputs = [model, method, keep, chooser.pictures, question], [first, second, kept, counts, times]
     send.click(answer, inputs, outputs)
     chooser.then(answer, inputs, outputs)
-    page.load(answer, inputs, outputs)
+    opened(begin, [*inputs, first], outputs)

@@ -129,8 +129,8 @@ def _examples(name: str) -> tuple[Image.Image, ...]:
     return examples.clothes() if shelf.tokenizer(name).channels == 1 else examples.shapes()
 
 
-def add_tab(page: Any) -> None:
-    """Build the tab inside of ``page``."""
+def add_tab(opened: Any) -> None:
+    """Build the tab; ``opened`` is the event of its being looked at."""
     import gradio as gr
 
     names = list_tokenizers()
@@ -149,11 +149,13 @@ def add_tab(page: Any) -> None:
             suggestion = gr.Markdown()
         with gr.Column(scale=8, min_width=300):
             with gr.Row():
-                look = {"type": "pil", "format": "png", "interactive": False, "height": 260, "elem_classes": "pixels",
-                        "buttons": ["download"], "min_width": 140}  # fmt: skip
-                original = gr.Image(label="Original", **look)
-                estimate = gr.Image(label="What k tokens say", **look)
-                picture = gr.Image(label="Decoded in steps", **look)
+                look: dict[str, Any] = {
+                    "type": "pil", "format": "png", "interactive": False, "height": 260, "elem_classes": "pixels",
+                    "buttons": ["download"], "min_width": 140,
+                }  # fmt: skip
+                original = gr.Image(label="Original", alt_text="The original", **look)
+                estimate = gr.Image(label="What k tokens say", alt_text="The estimate from k tokens", **look)
+                picture = gr.Image(label="Decoded in steps", alt_text="The picture decoded from k tokens", **look)
             length = gr.Markdown()
             row = gr.Gallery(
                 label="From one token to all of them, decoded in steps", columns=7, height=190, format="png",
@@ -168,6 +170,9 @@ def add_tab(page: Any) -> None:
         slider = gr.update(maximum=written.most, value=k)
         said = say_suggestion(wanted_error, k, is_reached)
         return written, as_picture(written.image[0]), strip(written), slider, said, *redraw(written, k)
+
+    def begin_once(written, *given):
+        return begin(*given) if written is None else [gr.skip()] * len(filled)
 
     @saying_why
     def redraw(written, k):
@@ -185,9 +190,9 @@ def add_tab(page: Any) -> None:
 
     drawing = [estimate, picture, length]
     start, filled = [name, chooser.pictures, error], [state, original, row, tokens, suggestion, *drawing]
-    quick = {"show_progress": "hidden", "trigger_mode": "always_last"}
+    quick: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "always_last"}
     tokens.input(redraw, [state, tokens], drawing, **quick)
     error.input(propose, [state, error], [tokens, suggestion, *drawing], **quick)
     chooser.offer(name, _examples).success(begin, start, filled)
     chooser.then(begin, start, filled)
-    page.load(begin, start, filled)
+    opened(begin_once, [state, *start], filled)

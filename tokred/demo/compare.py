@@ -144,8 +144,8 @@ def _write(pictures: Sequence[Image.Image], folder: Path) -> str:
     return str(folder)
 
 
-def add_tab(page: Any) -> None:
-    """Build the tab inside of ``page``."""
+def add_tab() -> None:
+    """Build the tab."""
     import gradio as gr
 
     names = list_models()
@@ -177,6 +177,7 @@ def add_tab(page: Any) -> None:
         with gr.Column(scale=8, min_width=300):
             plot = gr.Image(
                 label="What stays over what it costs; the grey line joins the points that no other beats",
+                alt_text="Pareto plot of the results",
                 type="filepath", format="png", interactive=False, height=430, buttons=["download", "fullscreen"],
             )  # fmt: skip
             rows = gr.Markdown("Press **Compare**: it takes a few seconds for every method.")

@@ -13,7 +13,7 @@ and is measured, on this machine.
 """
 
 CSS = """
-.gradio-container { max-width: 1320px !important; margin: 0 auto !important; }
+.gradio-container { width: 100%; max-width: 1320px !important; margin: 0 auto !important; }
 .gradio-container h1 { letter-spacing: -0.02em; margin-bottom: 0; }
 
 /* a patch of 2 x 2 pixels must stay a square, however large it is shown */
@@ -34,9 +34,9 @@ CSS = """
 
 def theme() -> Any:
     """Slate and teal, and fonts of the system: nothing is fetched from elsewhere."""
-    import gradio as gr
+    from gradio.themes import Default
 
-    return gr.themes.Default(
+    return Default(
         primary_hue="teal",
         secondary_hue="teal",
         neutral_hue="slate",

@@ -129,8 +129,8 @@ def say_speed(pairs: Comparison) -> str:
     )
 
 
-def add_tab(page: Any) -> None:
-    """Build the tab inside of ``page``."""
+def add_tab(opened: Any) -> None:
+    """Build the tab; ``opened`` is the event of its being looked at."""
     import gradio as gr
 
     names, dial = list_models(), choices.dial_of("tome", choices.BUDGET)
@@ -149,8 +149,8 @@ def add_tab(page: Any) -> None:
             strength = gr.Slider(dial.minimum, dial.maximum, dial.value, step=dial.step, label=dial.label)
         with gr.Column(scale=5, min_width=300):
             overlay = gr.Image(
-                label="What is left of the picture", type="pil", format="png", interactive=False, height=430,
-                elem_classes=["pixels", "whole"], buttons=["download", "fullscreen"],
+                label="What is left of the picture", alt_text="The picture as its tokens", type="pil", format="png",
+                interactive=False, height=430, elem_classes=["pixels", "whole"], buttons=["download", "fullscreen"],
             )  # fmt: skip
             layer = gr.Slider(0, 8, 8, step=1, label="Behind block (0: before the first)")
             at_layer = gr.Markdown()
@@ -194,4 +194,4 @@ def add_tab(page: Any) -> None:
     chooser.then(show, asked, shown)
     layer.input(look, [walk, layer], [overlay, at_layer], show_progress="hidden", trigger_mode="always_last")
     time.click(measure, asked, speed, concurrency_id="clock", concurrency_limit=1)
-    page.load(show, asked, shown).success(measure, asked, speed, concurrency_id="clock")
+    opened(show, asked, shown).success(measure, asked, speed, concurrency_id="clock")
