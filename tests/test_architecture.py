@@ -14,6 +14,7 @@ FACADE = "tokred"
 # from the roof to the cellar; a floor may use itself and everything below. See docs/design.md, "Folders and floors".
 FLOORS = (
     {"cli"},
+    {"demo"},
     {"learn"},
     {"sweep", "bench"},
     {"train"},

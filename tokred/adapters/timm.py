@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from timm.models import beit, eva, naflexvit, vision_transformer, vision_transformer_relpos
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from tokred.adapters.base import Adapter, Tower, Undo, measure_block, registry
+from tokred.adapters.flops import FlopCounter
 from tokred.adapters.parts import BlockParts
 from tokred.adapters.site import Reduction
 from tokred.adapters.surroundings import RunningMethod
@@ -152,7 +152,7 @@ class TimmTower(Tower):
         try:
             from torch._subclasses.fake_tensor import FakeTensorMode
 
-            with FakeTensorMode(allow_non_fake_inputs=True) as fake, FlopCounterMode(display=False) as counter:
+            with FakeTensorMode(allow_non_fake_inputs=True) as fake, FlopCounter() as counter:
                 embed(fake.from_tensor(torch.empty(1, *self._input_size(), dtype=first.dtype, device=first.device)))
             return counter.get_total_flops() // 2
         except Exception as error:

@@ -10,6 +10,7 @@ import typer
 from tokred import __version__
 from tokred.cli.bench import bench
 from tokred.cli.console import errors, output
+from tokred.cli.demo import demo
 from tokred.cli.explain import explain
 from tokred.cli.knobs import free_options
 from tokred.cli.learn import learn
@@ -35,7 +36,7 @@ def _version(version: bool = typer.Option(False, "--version", help="Print the ve
         raise typer.Exit
 
 
-for command in (explain, sweep, plot, bench, train, methods, models, schedules, encode, decode):
+for command in (demo, explain, sweep, plot, bench, train, methods, models, schedules, encode, decode):
     app.command()(command)
 app.add_typer(learn, name="learn")
 

@@ -1,0 +1,5 @@
+"""The Space: the page that ``tokred demo`` shows."""
+
+from tokred.demo.app import launch
+
+launch(host=None)
