@@ -11,7 +11,7 @@ import yaml
 from tokred.errors import ConfigError
 from tokred.methods import Method, create_method, methods
 
-_COMMANDS = ("explain", "sweep", "train")
+_COMMANDS = ("explain", "overlay", "sweep", "train")
 
 
 def free_options(arguments: Sequence[str]) -> list[str]:
