@@ -7,6 +7,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tokred.assets import ModelConfig, say_what_is_wrong
+from tokred.clip_assets import ClipConfig, ImageTower, TextTower
 from tokred.errors import ConfigError
 from tokred.tokenizers.flextok.config import FlexTokConfig, Trunk
 from tokred.tokenizers.flextok.times import TimeLaw
@@ -130,7 +131,19 @@ class PriorTraining(PictureSpec):
     class_dropout: float = Field(default=0.1, ge=0, lt=1)
 
 
-TaskSpec = Classification | VQA | FlexTokTraining | KARLTraining | PriorTraining
+class Contrastive(_Spec):
+    """Train a pair of towers on pictures with captions."""
+
+    kind: Literal["contrastive"]
+    data: str
+    holdout: int = Field(default=500, ge=0, description="training pictures set aside to watch progress")
+    alternatives: tuple[tuple[str, ...], ...] = Field(
+        default=(), description="words that can stand for one another: what wrong captions are made of"
+    )
+    model: ClipConfig
+
+
+TaskSpec = Classification | VQA | FlexTokTraining | KARLTraining | PriorTraining | Contrastive
 
 
 class TrainSpec(_Spec):
@@ -143,7 +156,7 @@ class TrainSpec(_Spec):
 
 _SPECS = (
     TrainSpec, LoopSpec, Stage, Classification, VQA, ModelConfig, MultimodalModel, FlexTokTraining, FlexTokConfig,
-    Trunk, KARLTraining, KARLConfig, PriorTraining,
+    Trunk, KARLTraining, KARLConfig, PriorTraining, Contrastive, ClipConfig, ImageTower, TextTower,
 )  # fmt: skip
 
 
