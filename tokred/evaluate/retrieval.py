@@ -84,8 +84,8 @@ def recall(images: Tensor, texts: Tensor, right: Tensor, ranks: Sequence[int] = 
         NonFiniteError: features that are not numbers.
 
     >>> found = recall(torch.eye(3), torch.eye(3)[[0, 1, 1]], torch.eye(3, dtype=torch.bool), ranks=(1,))
-    >>> found.columns()
-    {'image_to_text_r1': 33.33..., 'text_to_image_r1': 66.66...}
+    >>> found.image_to_text[1] < found.text_to_image[1]
+    True
     """
     if right.numel() == 0:
         raise DataError("There are no pictures with captions to find. Retrieval needs at least one.")
