@@ -46,6 +46,20 @@ def tokens() -> str:
     return _table(titles, [[f"`{row['model']}`", *_cells(row, forms)] for row in rows])
 
 
+def retrieval() -> str:
+    """Captions and pictures found by a CLIP, every method from the dearest point to the cheapest."""
+    order = ["unpatched", "tome", "pitome", "evit", "random"]
+    rows = _rows("retrieval.parquet", lambda row: (order.index(row["method"]), -row["gmacs"]))
+    titles = "method|setting|GMACs|image to text R@1|R@5|text to image R@1|R@5|zero-shot %|agreement %|" \
+        "speed-up|images/s"  # fmt: skip
+    forms = (
+        ("gmacs", ".4f"), ("image_to_text_r1", ".1f"), ("image_to_text_r5", ".1f"), ("text_to_image_r1", ".1f"),
+        ("text_to_image_r5", ".1f"), ("top1", ".1f"), ("agreement", ".1f"), ("speedup", ".2fx"),
+        ("images_per_second", ".0f"),
+    )  # fmt: skip
+    return _table(titles, [[f"`{row['method']}`", row["label"] or "-", *_cells(row, forms)] for row in rows], text=2)
+
+
 def attention() -> str:
     """Ways to proportional attention on the CPU."""
     record = json.loads((RESULTS / "proportional_cpu.json").read_text())
@@ -106,7 +120,7 @@ def tome() -> str:
     return _table(titles, rows, text=0)
 
 
-_ALL = (questions, tokens, attention, search, learned, finetuned, tome)
+_ALL = (questions, retrieval, tokens, attention, search, learned, finetuned, tome)
 TABLES: dict[str, Callable[[], str]] = {table.__name__: table for table in _ALL}
 
 

@@ -21,7 +21,7 @@ FLOORS = (
     {"evaluate", "integrations"},
     {FACADE},
     {"patching"},
-    {"multimodal", "multimodal_cost", "nn", "assets", "multimodal_assets", "tokenizer_assets"},
+    {"multimodal", "multimodal_cost", "nn", "assets", "multimodal_assets", "tokenizer_assets", "clip_assets"},
     {"adapters"},
     {"methods"},
     {"tokenizers"},

@@ -34,6 +34,19 @@ def test_the_exact_match_of_the_multimodal_model_is_the_measured_one():
     assert text in " ".join(README.split())
 
 
+def test_the_recalls_of_the_embedded_clip_are_the_measured_ones():
+    record = json.loads((ROOT / "models" / "clip-shapes" / "accuracy.json").read_text())
+    text = (
+        f"`clip-shapes` finds a right caption first for {record['image_to_text_r1']:.1f} % of {record['images']:,} "
+        f"test pictures and the right picture for {record['text_to_image_r1']:.1f} % of their captions"
+    )
+    assert text in " ".join(README.split())
+    card = (ROOT / "models" / "clip-shapes" / "README.md").read_text()
+    names = ("image_to_text_r1", "image_to_text_r5", "text_to_image_r1", "text_to_image_r5", "zero_shot_top1")
+    rows = re.findall(r"^\| [^|]* \| \*\*(\d+\.\d)(?:, (\d+\.\d))? %\*\*", card, flags=re.MULTILINE)
+    assert [number for row in rows for number in row if number] == [f"{record[name]:.1f}" for name in names]
+
+
 def test_the_number_of_tested_multimodal_models_is_right():
     assert f"{len(zoo_multimodal.NAMES)} of them are tested" in " ".join(README.split())
 
@@ -139,6 +152,20 @@ def test_the_text_on_questions_is_what_the_sweep_measured():
     assert f"reaches {shares[2]:.2f} of its {fastv['ideal_speedup']:.2f}" in text
     part = [100 * row["reduction_ms"] / row["prefill_ms_unpatched"] for row in (vtc, fopru)]
     assert f"{part[0]:.1f} % of the unpatched prefill for VTC-CLS and {part[1]:.1f} % for FoPru" in text
+
+
+def test_the_text_on_retrieval_is_what_the_sweep_measured():
+    results = pl.read_parquet(ROOT / "docs" / "results" / "retrieval.parquet")
+    text = " ".join(PAGE.split())
+    assert set(results["images"]) == {500}, "the text says how many pictures"
+    assert results["seconds"].sum() < 240, "the sweep says that it takes less than four minutes"
+    whole = results.filter(pl.col("method") == "unpatched")["text_to_image_r1"][0]
+    least = {row["method"]: row for row in results.filter(pl.col("label") == "budget=45%").iter_rows(named=True)}
+    lost = {name: whole - row["text_to_image_r1"] for name, row in least.items()}
+    assert f"PiToMe loses {lost['pitome']:.1f} points of text to image R@1, ToMe {lost['tome']:.1f}, " in text
+    assert f"and a random choice {lost['random']:.1f}; EViT gains {-lost['evit']:.1f}." in text
+    kept = [f"{least[name]['agreement']:.1f} %" for name in ("pitome", "tome")]
+    assert f"leaves {kept[0]} of the choices as they were, ToMe {kept[1]}." in text
 
 
 def test_the_text_on_tokens_is_what_was_measured():

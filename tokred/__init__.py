@@ -66,6 +66,7 @@ from tokred.trace import Trace
 from tokred.view import LayerView
 
 if TYPE_CHECKING:
+    from tokred.clip_assets import load_clip
     from tokred.tokenizer_assets import load_tokenizer
 
 __version__ = "0.1.0"
@@ -127,6 +128,7 @@ __all__ = [
     "ZeroTPrune",
     "cost",
     "create_method",
+    "load_clip",
     "load_multimodal",
     "load_tokenizer",
     "methods",
@@ -143,4 +145,8 @@ def __getattr__(name: str) -> Any:
         from tokred.tokenizer_assets import load_tokenizer
 
         return load_tokenizer
+    if name == "load_clip":
+        from tokred.clip_assets import load_clip
+
+        return load_clip
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -104,15 +104,13 @@ def list_models() -> tuple[str, ...]:
     """Return the names of the image encoders that ship with tokred.
 
     Multimodal models are listed by :func:`tokred.multimodal_assets.list_multimodal_models`, tokenizers by
-    :func:`tokred.tokenizer_assets.list_tokenizers`.
+    :func:`tokred.tokenizer_assets.list_tokenizers`, CLIP models by :func:`tokred.clip_assets.list_clip_models`.
 
     >>> "vit-fmnist" in list_models()
     True
     """
     found = shipped_folder("models").glob("*/config.json")
-    return tuple(
-        sorted(path.parent.name for path in found if not is_transformers_config(path) and not _is_tokenizer(path))
-    )
+    return tuple(sorted(path.parent.name for path in found if not is_transformers_config(path) and not _is_other(path)))
 
 
 def load_model(name_or_folder: str | os.PathLike[str], *, pretrained: bool = True) -> nn.Module:
@@ -192,13 +190,13 @@ def say_what_is_wrong(error: ValidationError, *specs: type[BaseModel]) -> str:
     return " ".join(lines)
 
 
-def _is_tokenizer(path: Path) -> bool:
-    """Whether a ``config.json`` names one of the architectures that write pictures as ids, or a prior over those."""
+def _is_other(path: Path) -> bool:
+    """Whether a ``config.json`` names a tokenizer, a prior over the ids of one, or a CLIP."""
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return isinstance(raw, dict) and raw.get("architecture") in (*tokenizers(), "prior")
+    return isinstance(raw, dict) and raw.get("architecture") in (*tokenizers(), "prior", "clip")
 
 
 def _load_folder(folder: Path) -> nn.Module:

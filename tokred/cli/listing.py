@@ -9,6 +9,7 @@ from rich.table import Table
 
 from tokred.assets import list_models, read_config
 from tokred.cli.console import output
+from tokred.clip_assets import list_clip_models, read_clip_config
 from tokred.folders import shipped_folder
 from tokred.methods import Method
 from tokred.methods import methods as registered
@@ -68,9 +69,16 @@ def models() -> None:
         size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
         layers = str(vision["num_hidden_layers"]), str(text["num_hidden_layers"])
         answering.add_row(name, config["model_type"], *layers, str(text["hidden_size"]), f"{size / 1e6:.1f} MB")
+    finding = Table("CLIP model", "image", "image blocks", "text blocks", "width", "words", "size")
+    for name in list_clip_models():
+        folder = shipped_folder("models") / name
+        clip, size = read_clip_config(folder / "config.json"), (folder / "model.safetensors").stat().st_size
+        numbers = clip.vision.layers, clip.text.layers, clip.vision.width, len(clip.words)
+        side = clip.vision.image_size
+        finding.add_row(name, f"3 x {side} x {side}", *map(str, numbers), f"{size / 1e6:.1f} MB")
     console = output()
-    console.print(table, highlight=False)
-    console.print(answering, highlight=False)
+    for listed in (table, answering, finding):
+        console.print(listed, highlight=False)
     console.print(
         "Any plain ViT of timm works by its name, and so does a folder with config.json and model.safetensors; "
         "multimodal models by their hub id, or a folder that save_pretrained wrote."

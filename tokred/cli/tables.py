@@ -49,6 +49,13 @@ _LAYOUTS = (
         ("probe %", "probe_top1", "{:.1f}"), ("encoded/s", "encode_images_per_second", "{:.0f}"),
         ("decoded/s", "decode_images_per_second", "{:.0f}"),
     )),
+    _Layout("image_to_text_r1", "pictures", (
+        ("GMACs", "gmacs", "{:.3f}"), ("tokens", "mean_tokens", "{:.1f}"), ("i2t R@1", "image_to_text_r1", "{:.1f}"),
+        ("i2t R@5", "image_to_text_r5", "{:.1f}"), ("t2i R@1", "text_to_image_r1", "{:.1f}"),
+        ("t2i R@5", "text_to_image_r5", "{:.1f}"), ("zero-shot %", "top1", "{:.1f}"),
+        ("agree %", "agreement", "{:.1f}"), ("speed-up", "speedup", "{:.2f}x"),
+        ("images/s", "images_per_second", "{:.0f}"), ("p50 ms", "latency_p50_ms", "{:.0f}"),
+    )),
     _Layout("speedup", "images", (
         ("GMACs", "gmacs", "{:.3f}"), ("tokens", "mean_tokens", "{:.1f}"), ("top-1 %", "top1", "{:.2f}"),
         ("agree %", "agreement", "{:.2f}"), ("speed-up", "speedup", "{:.2f}x"),

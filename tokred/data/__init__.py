@@ -9,11 +9,13 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from tokred.data.batches import Batches
+from tokred.data.captions import CaptionedImages
 from tokred.data.easy_vqa import easy_vqa, easy_vqa_sample
 from tokred.data.fashion_mnist import fashion_mnist
 from tokred.data.image_folder import ImageFolder, Unreadable
 from tokred.data.mosaic import mosaic
 from tokred.data.samples import fashion_mnist_sample
+from tokred.data.scenes import scenes, single_shapes
 from tokred.data.shapes import shapes
 from tokred.data.tensors import TensorImages, Transform
 from tokred.data.transforms import transform_for
@@ -22,6 +24,7 @@ from tokred.errors import DataError
 
 __all__ = [
     "Batches",
+    "CaptionedImages",
     "ImageFolder",
     "Question",
     "TensorImages",
@@ -30,16 +33,20 @@ __all__ = [
     "VQADataset",
     "VQAExample",
     "as_thumbnails",
+    "caption_names",
     "dataset_names",
     "easy_vqa",
     "easy_vqa_sample",
     "fashion_mnist",
     "fashion_mnist_sample",
+    "load_captions",
     "load_dataset",
     "load_vqa",
     "mosaic",
     "read_vqa",
+    "scenes",
     "shapes",
+    "single_shapes",
     "transform_for",
     "vqa_names",
 ]
@@ -48,7 +55,9 @@ _DATASETS: dict[str, Callable[[str, Transform | None], Dataset[Any]]] = {
     "fashion-mnist": fashion_mnist,
     "fashion-mnist-sample": fashion_mnist_sample,
     "shapes": shapes,
+    "single-shapes": single_shapes,
 }
+_CAPTIONS: dict[str, Callable[[str], CaptionedImages]] = {"scenes": scenes}
 _QUESTIONS: dict[str, Callable[[str], VQADataset]] = {
     "easy-vqa": easy_vqa,
     "easy-vqa-sample": easy_vqa_sample,
@@ -67,8 +76,8 @@ def load_dataset(
     """Return a data set of (picture, label): a known name, or a folder with one subfolder a class.
 
     Args:
-        name_or_path: "fashion-mnist", "fashion-mnist-sample" (ships with tokred), "shapes" (drawn when asked for), or
-            a folder. Where the folder has a subfolder named ``split``, that one is read.
+        name_or_path: "fashion-mnist", "fashion-mnist-sample" (ships with tokred), "shapes" and "single-shapes"
+            (drawn when asked for), or a folder. Where the folder has a subfolder named ``split``, that one is read.
         split: "train" or "test" for the named ones.
         transform: applied to every picture; :func:`transform_for` makes a model's own.
 
@@ -116,3 +125,22 @@ def load_vqa(name_or_path: str | os.PathLike[str], split: str = "test") -> VQADa
     near = difflib.get_close_matches(str(name_or_path), _QUESTIONS, n=1)
     hint = f"Did you mean {near[0]!r}?" if near else f"Known names: {', '.join(_QUESTIONS)}."
     raise DataError(f"{str(name_or_path)!r} is neither a known set of questions nor a JSONL file. {hint}")
+
+
+def caption_names() -> tuple[str, ...]:
+    """Return the names that :func:`load_captions` knows."""
+    return tuple(_CAPTIONS)
+
+
+def load_captions(name: str, split: str = "test") -> CaptionedImages:
+    """Return pictures with captions: "scenes", drawn when asked for. Data of your own: make a `CaptionedImages`.
+
+    Args:
+        split: "train" or "test".
+
+    Raises:
+        DataError: no such name, or no such split.
+    """
+    if name not in _CAPTIONS:
+        raise DataError(f"{name!r} is no known set of pictures with captions. Known names: {', '.join(_CAPTIONS)}.")
+    return _CAPTIONS[name](split)

@@ -27,6 +27,10 @@ class Axis:
 
 _AXES = (
     Axis("top1", "top-1 accuracy (%)", True),
+    Axis("image_to_text_r1", "image to text, R@1 (%)", True),
+    Axis("image_to_text_r5", "image to text, R@5 (%)", True),
+    Axis("text_to_image_r1", "text to image, R@1 (%)", True),
+    Axis("text_to_image_r5", "text to image, R@5 (%)", True),
     Axis("exact_match", "exact match (%)", True),
     Axis("agreement", "agreement with the unpatched model (%)", True),
     Axis("speedup", "speed-up over the unpatched model", True),

@@ -1,4 +1,4 @@
-"""What a sweep can be about: image encoders, multimodal models, tokenizers. One entry a kind; nothing else asks."""
+"""What a sweep can be about: encoders, CLIPs, multimodal models, tokenizers. One entry a kind; nothing else asks."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from typing import Any
 import torch
 
 from tokred.assets import list_models, load_model
+from tokred.clip_assets import is_clip
 from tokred.cost import Cost
-from tokred.data import load_dataset, load_vqa
+from tokred.data import load_captions, load_dataset, load_vqa
 from tokred.errors import DataError, TokredError
 from tokred.methods import create_method
 from tokred.multimodal_assets import is_multimodal
 from tokred.sweep.measure import foresee_encoder, measure
 from tokred.sweep.point import Point, Settings
+from tokred.sweep.retrieval import RetrievalSubject, foresee_retrieval, measure_retrieval
 from tokred.sweep.subject import Subject
 from tokred.sweep.tokenizer import TokenizerSubject, check_length, foresee_tokenizer, measure_tokenizer
 from tokred.sweep.vqa import VQASubject, measure_vqa
@@ -88,7 +90,7 @@ def _require_encoder(name: str) -> None:
         load_model(name)  # says what is wrong
 
 
-def _take_over_classes(subject: Subject, row: Row) -> None:
+def _take_over_classes(subject: Subject | RetrievalSubject, row: Row) -> None:
     if row.get("predictions"):
         subject.classes = torch.tensor(row["predictions"])
 
@@ -110,6 +112,10 @@ KINDS = (
     Kind(
         "tokenizers", is_tokenizer, _nothing, load_dataset, check_length, TokenizerSubject.load, measure_tokenizer,
         _nothing, foresee_tokenizer,
+    ),
+    Kind(
+        "CLIP models", is_clip, _nothing, load_captions, _create, RetrievalSubject.load, measure_retrieval,
+        _take_over_classes, foresee_retrieval,
     ),
     Kind(
         "multimodal models", is_multimodal, _nothing, load_vqa, _create, VQASubject.load, measure_vqa,

@@ -19,6 +19,7 @@ from tokred.errors import DataError, TokredError
 from tokred.methods import Method
 from tokred.patching import patch, unwrap
 from tokred.schedule import Schedule
+from tokred.shape import ModelShape
 from tokred.sweep.point import Point
 from tokred.sweep.subject import Predictions, Subject
 
@@ -53,7 +54,7 @@ def measure(point: Point, subject: Subject, report: Callable[[float], None] = la
     if handle is not None:
         handle.remove()
     before = cost(subject.tower.shape)
-    after = before if method is None else cost_of(method, subject, patched, images)
+    after = before if method is None else cost_of(method, subject.tower.shape, patched, images)
     return {
         "note": subject.note,
         "adapter": subject.tower.family,
@@ -74,7 +75,11 @@ def measure(point: Point, subject: Subject, report: Callable[[float], None] = la
 
 def foresee_encoder(model: str) -> Callable[[Point], Cost | TokredError]:
     """Return what says what a point of a model will cost, computed from the shapes alone, or why it will fail."""
-    shape = find_tower(unwrap(load_model(model, pretrained=False))).shape
+    return outlook_of(find_tower(unwrap(load_model(model, pretrained=False))).shape)
+
+
+def outlook_of(shape: ModelShape) -> Callable[[Point], Cost | TokredError]:
+    """Return what says what a point of a model of this shape will cost, or why it will fail."""
 
     def outlook(point: Point) -> Cost | TokredError:
         method = point.build()
@@ -121,9 +126,8 @@ def speed_columns(pairs: Comparison, batch: int, *, is_reference: bool) -> dict[
     }
 
 
-def cost_of(method: Method, subject: Subject, model: nn.Module, images: Tensor) -> Cost:
+def cost_of(method: Method, shape: ModelShape, model: nn.Module, images: Tensor) -> Cost:
     """Cost of the schedule; for a method that decides for every image, of the tokens that the timed batch had."""
-    shape = subject.tower.shape
     if not method.adaptive:
         return method.cost(shape)
     with patch(model, method, trace=True, verify=False) as handle, torch.inference_mode():

@@ -24,9 +24,14 @@ COLUMNS = {
     "images": "int64",
     "skipped": "int64",
     "skipped_files": "list<string>",
+    "texts": "int64",  # different captions
     "top1": "float64",  # percent
+    "image_to_text_r1": "float64",  # percent of the pictures that find one of their captions first
+    "image_to_text_r5": "float64",  # among the first five
+    "text_to_image_r1": "float64",  # percent of the captions
+    "text_to_image_r5": "float64",
     "exact_match": "float64",  # percent of the questions that get exactly the expected answer
-    "agreement": "float64",  # percent of the images that get the unpatched model's class, or of the answers
+    "agreement": "float64",  # percent of the images that get the unpatched model's class or caption, or of the answers
     "speedup": "float64",  # median over pairs of unpatched / patched seconds
     "speedup_low": "float64",
     "speedup_high": "float64",

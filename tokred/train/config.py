@@ -8,6 +8,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tokred.assets import ModelConfig, say_what_is_wrong
+from tokred.clip_assets import ClipConfig, ImageTower, TextTower
 from tokred.errors import ConfigError
 from tokred.tokenizers.flextok.config import FlexTokConfig, Trunk
 from tokred.tokenizers.flextok.times import TimeLaw
@@ -142,7 +143,19 @@ class PriorTraining(PictureSpec):
     class_dropout: float = Field(default=0.1, ge=0, lt=1)
 
 
-TaskSpec = Classification | VQA | FlexTokTraining | KARLTraining | PriorTraining
+class Contrastive(_Spec):
+    """Train a pair of towers on pictures with captions."""
+
+    kind: Literal["contrastive"]
+    data: str
+    holdout: int = Field(default=500, ge=0, description="training pictures set aside to watch progress")
+    alternatives: tuple[tuple[str, ...], ...] = Field(
+        default=(), description="words that can stand for one another: what wrong captions are made of"
+    )
+    model: ClipConfig
+
+
+TaskSpec = Classification | VQA | FlexTokTraining | KARLTraining | PriorTraining | Contrastive
 
 
 class TrainSpec(_Spec):
@@ -171,7 +184,7 @@ def with_method(spec: TrainSpec, name: str | None, knobs: Mapping[str, Any]) -> 
 
 _SPECS = (
     TrainSpec, LoopSpec, Stage, Classification, VQA, ModelConfig, MultimodalModel, FlexTokTraining, FlexTokConfig,
-    Trunk, KARLTraining, KARLConfig, PriorTraining,
+    Trunk, KARLTraining, KARLConfig, PriorTraining, Contrastive, ClipConfig, ImageTower, TextTower,
 )  # fmt: skip
 
 

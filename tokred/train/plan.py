@@ -6,8 +6,9 @@ import torch
 from torch import nn
 
 from tokred.assets import build_model
+from tokred.clip_assets import build_clip
 from tokred.train.classification import model_config
-from tokred.train.config import Classification, FlexTokTraining, KARLTraining, PriorTraining, TrainSpec
+from tokred.train.config import Classification, Contrastive, FlexTokTraining, KARLTraining, PriorTraining, TrainSpec
 
 
 def plan(spec: TrainSpec) -> dict[str, str]:
@@ -36,6 +37,8 @@ def plan(spec: TrainSpec) -> dict[str, str]:
 def _parts(task: Any) -> dict[str, nn.Module]:
     if isinstance(task, Classification):
         return {"model": build_model(model_config(task))}
+    if isinstance(task, Contrastive):
+        return {"model": build_clip(task.model)}
     if isinstance(task, FlexTokTraining):
         from tokred.tokenizers.flextok.decoder import Decoder
         from tokred.tokenizers.flextok.encoder import Encoder

@@ -1,7 +1,8 @@
 """Which class learns which ``kind`` of task a recipe names."""
 
 from tokred.train.classification import ClassificationTask
-from tokred.train.config import Classification, FlexTokTraining, KARLTraining, PriorTraining, TrainSpec
+from tokred.train.config import Classification, Contrastive, FlexTokTraining, KARLTraining, PriorTraining, TrainSpec
+from tokred.train.contrastive import ContrastiveTask
 from tokred.train.flextok import FlexTokTask
 from tokred.train.karl import KARLTask
 from tokred.train.loop import Task
@@ -19,4 +20,6 @@ def build_task(spec: TrainSpec) -> Task:
         return KARLTask(spec.task, spec.loop.seed)
     if isinstance(spec.task, PriorTraining):
         return PriorTask(spec.task, spec.loop.seed)
+    if isinstance(spec.task, Contrastive):
+        return ContrastiveTask(spec.task, spec.loop.seed)
     return VQATask(spec.task, spec.loop.seed)

@@ -1,0 +1,194 @@
+"""CLIP models in files: a pair of open_clip towers with a vocabulary of whole words. One ships with tokred."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from tokred.assets import say_what_is_wrong
+from tokred.data.words import WordTokenizer
+from tokred.errors import ConfigError, DataError
+from tokred.folders import shipped_folder
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ImageTower(_Part):
+    """What open_clip's ``CLIPVisionCfg`` takes from a file; everything else keeps its default."""
+
+    image_size: int = Field(gt=0)
+    patch_size: int = Field(gt=0)
+    width: int = Field(gt=0)
+    layers: int = Field(gt=0)
+    head_width: int = Field(default=64, gt=0)
+    mlp_ratio: float = Field(default=4.0, gt=0)
+
+
+class TextTower(_Part):
+    """What open_clip's ``CLIPTextCfg`` takes from a file; the vocabulary follows from the words."""
+
+    context_length: int = Field(gt=2)
+    width: int = Field(gt=0)
+    layers: int = Field(gt=0)
+    heads: int = Field(gt=0)
+    mlp_ratio: float = Field(default=4.0, gt=0)
+
+
+class ClipConfig(_Part):
+    """What ``config.json`` of a CLIP model says: towers, words, and how pictures are fed to it."""
+
+    architecture: Literal["clip"]
+    embed_dim: int = Field(gt=0)
+    vision: ImageTower
+    text: TextTower
+    words: tuple[str, ...] = Field(min_length=1)
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    templates: tuple[str, ...] = Field(default=("{}",), description="texts around the name of a class")
+    zero_shot: str | None = Field(
+        default=None, description="labelled pictures whose classes its words can name, a name load_dataset knows"
+    )
+    data: str | None = Field(default=None, description="captions it was trained on, a name load_captions knows")
+
+
+def build_clip(config: ClipConfig) -> Any:
+    """Return the untrained ``open_clip.CLIP`` that ``config`` describes.
+
+    Raises:
+        ConfigError: numbers that open_clip cannot build towers from.
+    """
+    from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+
+    tokenizer = WordTokenizer(config.words, config.text.context_length)
+    text = CLIPTextCfg(vocab_size=tokenizer.vocab_size, **config.text.model_dump())
+    try:
+        return CLIP(config.embed_dim, CLIPVisionCfg(**config.vision.model_dump()), text)
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        raise ConfigError(
+            f"open_clip cannot build towers from vision {config.vision}, text {config.text}: {error}"
+        ) from error
+
+
+def list_clip_models() -> tuple[str, ...]:
+    """Return the names of the CLIP models that ship with tokred.
+
+    >>> list_clip_models()
+    ('clip-shapes',)
+    """
+    found = shipped_folder("models").glob("*/config.json")
+    return tuple(sorted(path.parent.name for path in found if is_clip_config(path)))
+
+
+def load_clip(name_or_folder: str | os.PathLike[str]) -> tuple[Any, WordTokenizer]:
+    """Return (model, tokenizer): an ``open_clip.CLIP`` in eval mode, float32, on the CPU, and what reads its texts.
+
+    ``model.pretrained_cfg`` says ``input_size``, ``mean``, ``std``, ``templates`` and ``data``;
+    :func:`tokred.data.transform_for` reads it. Models of open_clip itself come from ``open_clip.create_model``.
+
+    Args:
+        name_or_folder: a name of :func:`list_clip_models`, or a folder with ``config.json`` and ``model.safetensors``.
+
+    Raises:
+        DataError: no such model, or weights that cannot be read or do not fit.
+        ConfigError: a ``config.json`` with an unknown key or a wrong value.
+
+    >>> model, tokenizer = load_clip("clip-shapes")
+    >>> model.encode_text(tokenizer("a red circle at the top")).shape
+    torch.Size([1, 96])
+    """
+    name = os.fspath(name_or_folder)
+    shipped = list_clip_models()
+    folder = shipped_folder("models") / name if name in shipped else Path(name).expanduser()
+    if not folder.is_dir():
+        raise DataError(
+            f"{name!r} is no CLIP model that ships with tokred ({', '.join(shipped) or 'none'}), and no folder. "
+            "Models of open_clip itself come from open_clip.create_model."
+        )
+    config = read_clip_config(folder / "config.json")
+    model = build_clip(config)
+    _load_weights(model, folder / "model.safetensors")
+    model.__dict__["pretrained_cfg"] = {
+        "input_size": (3, config.vision.image_size, config.vision.image_size),
+        "mean": config.mean,
+        "std": config.std,
+        "crop_pct": 1.0,
+        "interpolation": "bicubic",
+        "templates": config.templates,
+        "zero_shot": config.zero_shot,
+        "data": config.data,
+        "architecture": config.architecture,
+    }
+    return model.eval(), WordTokenizer(config.words, config.text.context_length)
+
+
+def save_clip(model: nn.Module, config: ClipConfig, folder: str | os.PathLike[str]) -> Path:
+    """Write ``config.json`` and ``model.safetensors`` in half precision; return the path of the weights.
+
+    Raises:
+        DataError: a weight that half precision cannot hold.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: value.detach().cpu().contiguous().half() for name, value in model.state_dict().items()}
+    for name, value in weights.items():
+        if not torch.isfinite(value).all():
+            raise DataError(f"{name} has values that half precision cannot hold. Was the training stable?")
+    path = folder / "model.safetensors"
+    save_file(weights, path, metadata={"format": "pt", "architecture": config.architecture})
+    path.chmod(0o644)  # safetensors writes for the owner alone; a model is there to be shared
+    text = json.dumps(config.model_dump(mode="json", exclude_none=True), indent=2)
+    (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+    return path
+
+
+def read_clip_config(path: str | os.PathLike[str]) -> ClipConfig:
+    """Read and check the ``config.json`` of a CLIP model.
+
+    Raises:
+        DataError: no such file.
+        ConfigError: no JSON, an unknown key or a wrong value; the message names it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path} does not exist. A model folder holds config.json and model.safetensors.")
+    try:
+        return ClipConfig.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {say_what_is_wrong(error, ClipConfig, ImageTower, TextTower)}") from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read as JSON ({error}).") from error
+
+
+def is_clip(name: str) -> bool:
+    """Say whether :func:`load_clip` is meant by a name: a shipped one, or a folder of a CLIP model."""
+    return name in list_clip_models() or is_clip_config(Path(name).expanduser() / "config.json")
+
+
+def is_clip_config(path: Path) -> bool:
+    """Say whether a ``config.json`` is that of a CLIP model."""
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(raw, dict) and raw.get("architecture") == "clip"
+
+
+def _load_weights(model: nn.Module, path: Path) -> None:
+    if not path.is_file():
+        raise DataError(f"{path} does not exist. A model folder holds config.json and model.safetensors.")
+    try:
+        weights = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{path}: not a readable safetensors file ({error}).") from error
+    try:
+        model.load_state_dict(weights)  # copies half precision into the model's float32
+    except RuntimeError as error:
+        raise DataError(f"{path} does not fit config.json: {error}") from error
