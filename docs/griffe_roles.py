@@ -1,4 +1,4 @@
-"""Lets mkdocstrings show cross-references of docstrings as people read them."""
+"""Lets mkdocstrings show what docstrings write in another way: cross-references, and the section ``Example:``."""
 
 from typing import Any
 
@@ -12,4 +12,4 @@ class Roles(Extension):
     def on_object(self, *, obj: Object, **kwargs: Any) -> None:
         """Called by griffe for everything it finds."""
         if obj.docstring is not None:
-            obj.docstring.value = plain_roles(obj.docstring.value)
+            obj.docstring.value = plain_roles(obj.docstring.value).replace("\nExample:\n", "\nExamples:\n")

@@ -81,7 +81,8 @@ def _facts(name: str, method: Any) -> str:
             "counts of its schedule": ", ".join(f"`{track}`" for track in method.tracks),
         }
     facts["file"] = f"[{file}](../../{file})"
-    return "| | |\n|---|---|\n" + "\n".join(f"| {key} | {value} |" for key, value in facts.items())
+    head, *rows = (f"| {key} | {value} |" for key, value in facts.items())
+    return "\n".join([head, "|---|---|", *rows])
 
 
 def _use(method: Any) -> str:
@@ -104,7 +105,7 @@ def _options(method: Any) -> str:
 
 
 def _type(field: Field[Any]) -> str:
-    return str(field.type).replace("|", "\\|")
+    return str(field.type)
 
 
 def _default(field: Field[Any]) -> str:

@@ -4,10 +4,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from hatchling.builders.wheel import WheelBuilder
 
 from tokred.folders import shipped_folder
-
-wheels = pytest.importorskip("hatchling.builders.wheel", reason="hatchling builds the wheel; it comes with [dev]")
 
 ROOT = Path(__file__).parent.parent
 
@@ -16,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 def names(tmp_path_factory):
     """Names of the files in a wheel that was just built."""
     folder = tmp_path_factory.mktemp("wheel")
-    [path] = wheels.WheelBuilder(str(ROOT)).build(directory=str(folder), versions=["standard"])
+    [path] = WheelBuilder(str(ROOT)).build(directory=str(folder), versions=["standard"])
     with zipfile.ZipFile(path) as wheel:
         return set(wheel.namelist())
 
