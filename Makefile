@@ -25,7 +25,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/tokred bench --rounds 50 --out docs/results/bench_tome.json
 
 docs: $(VENV)/.installed-docs
-	NO_MKDOCS_2_WARNING=1 OMP_NUM_THREADS=1 $(BIN)/python -m mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 OMP_NUM_THREADS=1 $(BIN)/python -m mkdocs build --strict
 
 # The wheel in an environment of its own, far from the checkout; everything but tokred comes from $(VENV).
 wheel-test: $(VENV)/.installed-dev

@@ -62,6 +62,15 @@ def test_the_numbers_of_a_page_are_those_of_the_file():
     assert table.count("unpatched") == rows["model"].n_unique()
 
 
+@pytest.mark.parametrize("name", tokred.__all__)
+def test_every_public_name_is_in_the_reference_or_has_a_page(name):
+    entry = rf"^::: tokred(\.\w+)*\.({name}|{name}\.\w+)$"
+    errors = {error for error in dir(tokred.errors) if error.endswith("Error")}  # listed as a module
+    methods = {method.__name__ for method in tokred.methods(None).values()}
+    text = (DOCS / "reference.md").read_text()
+    assert name in errors | methods or re.search(entry, text, flags=re.MULTILINE), f"add ::: tokred.{name} to it"
+
+
 def test_a_picture_of_what_was_measured_is_drawn():
     assert ElementTree.fromstring(method_curves.picture("quickstart.parquet", "tome")).tag.endswith("svg")
 
