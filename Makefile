@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-all lint bench clean
+.PHONY: quickstart test test-all lint bench docs wheel-test clean
 
 quickstart: $(VENV)/.installed-sweep
 	$(BIN)/tokred sweep configs/sweeps/quickstart.yaml --out runs/quickstart --resume
@@ -23,6 +23,20 @@ lint: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/tokred bench --rounds 50 --out docs/results/bench_tome.json
+
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 OMP_NUM_THREADS=1 $(BIN)/python -m mkdocs build --strict
+
+# The wheel in an environment of its own, far from the checkout; everything but tokred comes from $(VENV).
+wheel-test: $(VENV)/.installed-dev
+	rm -rf build/wheel
+	$(BIN)/python -m build --no-isolation --outdir build/wheel
+	$(BIN)/python -m venv build/wheel/venv
+	$(BIN)/python -c 'import torch, pathlib; print(pathlib.Path(torch.__file__).parent.parent)' \
+		> "$$(echo build/wheel/venv/lib/python3*/site-packages)/libraries.pth"
+	build/wheel/venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps build/wheel/*.whl
+	cd / && env -u PYTHONPATH "$(CURDIR)/build/wheel/venv/bin/tokred" explain vit-fmnist --knob r=16 --no-measure
+	cd / && env -u PYTHONPATH "$(CURDIR)/build/wheel/venv/bin/tokred" sweep quickstart --dry-run
 
 $(VENV)/.installed-%: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("tokred needs Python 3.11 or newer, found " + sys.version.split()[0] + ". Try: make PYTHON=python3.12 $(MAKECMDGOALS)")'

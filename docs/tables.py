@@ -1,4 +1,4 @@
-"""Writes the tables of docs/benchmarks.md from the files under docs/results/. Run it as it is; a test runs it, too."""
+"""Writes the tables of the pages of docs/ from the files under docs/results/. Run it as it is; a test runs it, too."""
 
 import json
 import re
@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 
 DOCS = Path(__file__).parent
-PAGE = DOCS / "benchmarks.md"
+PAGES = sorted(DOCS.rglob("*.md"))
 RESULTS = DOCS / "results"
 _TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -72,6 +72,15 @@ def attention() -> str:
     return _table("type|tokens|mask|channels of keys|channel of values", rows)
 
 
+def narrow() -> str:
+    """ToMe's own knob on the narrow models that ship."""
+    rows = _rows("quickstart.parquet", lambda row: (row["model"], -row["gmacs"]))
+    forms = (("ideal_speedup", ".2fx"), ("speedup", ".2fx"))
+    own = [row for row in rows if row["method"] == "tome" and row["label"].startswith("r=")]
+    cells = [[f"`{row['model']}`", row["label"], *_cells(row, forms)] for row in own]
+    return _table("model|setting|ideal|measured", cells, text=2)
+
+
 def search() -> str:
     """Searched schedules of Zero-TPrune beside its own law."""
     record = json.loads((RESULTS / "search_zerotprune_test.json").read_text())
@@ -120,7 +129,7 @@ def tome() -> str:
     return _table(titles, rows, text=0)
 
 
-_ALL = (questions, retrieval, tokens, attention, search, learned, finetuned, tome)
+_ALL = (questions, retrieval, tokens, attention, narrow, search, learned, finetuned, tome)
 TABLES: dict[str, Callable[[], str]] = {table.__name__: table for table in _ALL}
 
 
@@ -141,4 +150,5 @@ def _table(titles: str, rows: Sequence[Sequence[str]], text: int = 1) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(write_tables(PAGE.read_text()))
+    for page in PAGES:
+        page.write_text(write_tables(page.read_text()))

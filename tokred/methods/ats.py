@@ -33,6 +33,7 @@ class ATS(Method):
     Attributes:
         keep: share of the patches that may stay at every stage; an int or tuple as for :class:`~tokred.TopK`.
         layers: blocks that sample; by default the quarters of the depth.
+        variant: ``"released"`` for the quantiles of the released code.
     """
 
     paper: ClassVar[str] = "arXiv 2111.15667"

@@ -40,6 +40,7 @@ class PiToMe(Method):
         modes: one mode for all blocks, or one for each half.
         prop_attn: proportional attention.
         features: what similarity compares: head-averaged keys, or the tokens themselves (the CLIP and BLIP recipes).
+        variant: ``"released"`` for what the released patches do, see above.
         recipe: which released patch ``variant="released"`` means.
     """
 

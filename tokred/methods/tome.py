@@ -35,6 +35,7 @@ class ToMe(Method):
             :func:`tokred.schedule.removals`. More than half of the patches is clamped to half.
         prop_attn: proportional attention, section 3 "tracking token size"; off for models that were trained without
             merging and without class token supervision, such as off-the-shelf MAE.
+        variant: ``"released"`` pools average-pooled models unweighted.
     """
 
     paper: ClassVar[str] = "arXiv 2210.09461"
