@@ -1,4 +1,4 @@
-"""``tokred sweep`` and ``tokred plot``: the main job."""
+"""``tokred sweep``, ``tokred plot`` and ``tokred merge``: the main job."""
 
 from __future__ import annotations
 
@@ -16,9 +16,12 @@ from tokred.methods import methods
 from tokred.sweep import (
     AXES,
     Document,
+    Engine,
     Progress,
     SweepSpec,
+    create_engine,
     load_document,
+    merge_results,
     parse_spec,
     plot_results,
     preview,
@@ -51,20 +54,28 @@ def sweep(
     out: Annotated[
         Path | None, typer.Option(help="Folder for the results. Left out: runs/<name of the sweep>.")
     ] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="local: in this process; ray: on a Ray cluster (extra 'cluster').")
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Of a Ray cluster that runs, or 'auto'. Left out: one is started here.")
+    ] = None,
+    shards: Annotated[int | None, typer.Option(help="Tasks that the images of one point are split over.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Keep what is finished, measure the rest.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the points and their cost, and stop.")] = False,
 ) -> None:
     """Measure accuracy, speed, memory and MACs of methods on models and images. Options override the file."""
     given = {
         "models": model, "data": data, "split": split, "images": images, "batch_size": batch_size, "rounds": rounds,
-        "workers": workers, "threads": num_threads, "device": device, "dtype": dtype,
+        "workers": workers, "threads": num_threads, "device": device, "dtype": dtype, "engine": engine,
+        "shards": shards,
     }  # fmt: skip
     spec = parse_spec(_document(config, given, method or [], knob or []))
     folder = out or Path("runs") / (Path(config).stem if config else Path(spec.models[0]).name)
     if dry_run:
         output().print(planned_table(preview(spec)), highlight=False)
         return
-    rows = _run(spec, folder, resume)
+    rows = _run(spec, folder, create_engine(spec.engine, address), resume)
     console = output()
     for table in result_tables(rows):
         console.print(table, highlight=False)
@@ -85,6 +96,19 @@ def plot(
     """Draw the results of a sweep with their Pareto front, as a picture (PNG) and as a page (HTML)."""
     for path in plot_results(folder, x, y, out):
         output().print(str(path), highlight=False, soft_wrap=True)
+
+
+def merge(
+    folders: Annotated[list[Path], typer.Argument(help="Folders with results, such as those of several machines.")],
+    out: Annotated[Path, typer.Option(help="Folder for all of them; may be one of them, or hold results already.")],
+) -> None:
+    """Put the results of several folders into one; a finished point wins over a failed one, a later over an earlier."""
+    merged = merge_results(folders, out)
+    output().print(
+        f"{merged.points} points are in {out}, {merged.finished} of them finished; {merged.taken} came in, and "
+        f"{merged.replaced} were there more than once.",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
 
 
 def _document(config: str | None, given: dict[str, Any], names: Sequence[str], knobs: Sequence[str]) -> Document:
@@ -112,7 +136,7 @@ def _document(config: str | None, given: dict[str, Any], names: Sequence[str], k
     return Document({**document.content, **values}, document.name, lines)
 
 
-def _run(spec: SweepSpec, folder: Path, resume: bool) -> list[dict[str, Any]]:
+def _run(spec: SweepSpec, folder: Path, engine: Engine, resume: bool) -> list[dict[str, Any]]:
     finished: set[str] = set()
     with progress_bar() as bar:
         task = bar.add_task("", total=len(spec.points()))
@@ -120,10 +144,10 @@ def _run(spec: SweepSpec, folder: Path, resume: bool) -> list[dict[str, Any]]:
         def report(now: Progress) -> None:
             if now.row is not None and now.row["status"] == "finished":
                 finished.add(now.point.key)
-            bar.update(task, completed=now.index + now.share, description=str(now.point))
+            bar.update(task, completed=now.completed, description=str(now.point))
 
         try:
-            return run_sweep(spec, folder, resume=resume, report=report)
+            return run_sweep(spec, folder, resume=resume, engine=engine, report=report)
         except KeyboardInterrupt:
             bar.stop()
             errors().print(

@@ -1,6 +1,8 @@
 """Sweeps: methods and schedules on models and images, measured, stored, and drawn."""
 
 from tokred.sweep.axes import AXES, pareto_front
+from tokred.sweep.engines import Engine, create_engine
+from tokred.sweep.merge import Merged, merge_results
 from tokred.sweep.plot import plot_results
 from tokred.sweep.point import UNPATCHED, Point
 from tokred.sweep.run import Progress, preview, run_sweep
@@ -12,14 +14,18 @@ __all__ = [
     "AXES",
     "UNPATCHED",
     "Document",
+    "Engine",
+    "Merged",
     "MethodGrid",
     "Point",
     "Progress",
     "StorageError",
     "Store",
     "SweepSpec",
+    "create_engine",
     "load_document",
     "load_spec",
+    "merge_results",
     "pareto_front",
     "parse_spec",
     "plot_results",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,27 +20,39 @@ from tokred.methods import Method
 from tokred.patching import patch, unwrap
 from tokred.schedule import Schedule
 from tokred.sweep.point import Point
-from tokred.sweep.subject import Predictions, Subject
+from tokred.sweep.predictions import Predictions, pack_bits
+from tokred.sweep.subject import Subject
 
 _SHARE_OF_TIMING = 0.4  # of a point's progress
 
 
-def measure(point: Point, subject: Subject, report: Callable[[float], None] = lambda share: None) -> dict[str, Any]:
+def measure(
+    point: Point,
+    subject: Subject,
+    report: Callable[[float], None] = lambda share: None,
+    parts: Sequence[Predictions] | None = None,
+) -> dict[str, Any]:
     """Everything that is measured about a point, as columns of the results.
 
     Args:
         point: what to measure.
         subject: its model and images; the model is left unpatched.
         report: called with the share that is done.
+        parts: what :func:`measure_part` found on all shards of the images, if they were split.
     """
     method = point.build()
+    if method is None and parts is not None:
+        subject.reference = subject.join(parts)
     unpatched = subject.classes  # first, so that a model that is broken by itself is not blamed on the patch
     plain, images = subject.model, subject.first
     patched = copy.deepcopy(plain)
     handle = None if method is None else patch(patched, method)
-    reached = (
-        subject.reference if method is None else subject.predict(patched, lambda s: report(s * (1 - _SHARE_OF_TIMING)))
-    )
+    if method is None:
+        reached = subject.reference
+    elif parts is not None:
+        reached = subject.join(parts)
+    else:
+        reached = subject.predict(patched, lambda share: report(share * (1 - _SHARE_OF_TIMING)))
     with torch.inference_mode():
         pairs = compare(
             lambda: plain(images),
@@ -59,6 +71,7 @@ def measure(point: Point, subject: Subject, report: Callable[[float], None] = la
         "adapter": subject.tower.family,
         **quality_columns(reached, unpatched),
         "top1": None if subject.note else reached.top1,
+        "right": None if subject.note else pack_bits(reached.right),
         **speed_columns(pairs, len(images), is_reference=method is None),
         "peak_memory_mb": memory / 1e6,
         "peak_memory_mb_unpatched": subject.memory / 1e6,
@@ -70,6 +83,17 @@ def measure(point: Point, subject: Subject, report: Callable[[float], None] = la
         "tokens_per_layer": list(after.tokens_per_layer),
         "predictions": reached.predicted.tolist() if method is None else None,
     }
+
+
+def measure_part(
+    point: Point, subject: Subject, shard: int, shards: int, report: Callable[[float], None] = lambda share: None
+) -> Predictions:
+    """What a point says about one shard of the images."""
+    method = point.build()
+    if method is None:
+        return subject.predict_part(subject.model, shard, shards, report)
+    with patch(copy.deepcopy(subject.model), method) as handle:
+        return subject.predict_part(handle.model, shard, shards, report)
 
 
 def foresee_encoder(model: str) -> Callable[[Point], Cost | TokredError]:

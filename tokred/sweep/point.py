@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -56,12 +57,12 @@ class Point:
             **asdict(self.settings),
         }
 
-    @property
+    @cached_property
     def config_json(self) -> str:
         """The configuration in one canonical line."""
         return json.dumps(self.config, sort_keys=True, default=str)
 
-    @property
+    @cached_property
     def key(self) -> str:
         """A hash of the whole configuration."""
         return hashlib.sha256(self.config_json.encode()).hexdigest()[:20]

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from tokred.errors import ConfigError
 from tokred.folders import shipped_folder
+from tokred.sweep.engines import EngineName
 from tokred.sweep.kinds import kind_of
 from tokred.sweep.point import Point, Settings
 from tokred.sweep.yaml import Document, read_yaml
@@ -59,6 +60,8 @@ class SweepSpec(BaseModel):
         device: such as cpu or cuda.
         dtype: of weights and images.
         seed: draws the images.
+        engine: where points are measured: ``local``, in this process, or ``ray``, on a cluster.
+        shards: tasks that the images of one point are split over, at the bounds of batches; they reach the same result.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -75,6 +78,8 @@ class SweepSpec(BaseModel):
     device: str = "cpu"
     dtype: DType = "float32"
     seed: int = 0
+    engine: EngineName = "local"
+    shards: int = Field(default=1, gt=0)
 
     @field_validator("models", "data", mode="before")
     @classmethod

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -18,20 +18,7 @@ from tokred.data import Batches, load_dataset, transform_for
 from tokred.errors import DataError, NonFiniteError
 from tokred.patching import unwrap
 from tokred.sweep.point import Settings
-
-
-@dataclass(frozen=True, eq=False)
-class Predictions:
-    """Classes that a model gives to the readable images, beside the labels."""
-
-    predicted: Tensor
-    labels: Tensor
-    skipped: tuple[str, ...]
-
-    @property
-    def top1(self) -> float:
-        """Percent of the images that get their label."""
-        return 100 * (self.predicted == self.labels).double().mean().item()
+from tokred.sweep.predictions import Predictions
 
 
 class Subject:
@@ -95,19 +82,42 @@ class Subject:
             NonFiniteError: its logits are not numbers.
             DataError: no image can be read.
         """
-        predicted, labels = [], []
+        return self.join([self.predict_part(model, 0, 1, report)])
+
+    def predict_part(
+        self, model: nn.Module, shard: int, shards: int, report: Callable[[float], None] | None = None
+    ) -> Predictions:
+        """Run a model over one of ``shards`` parts of the images.
+
+        Parts end where batches end: every image is in the same batch, whatever the number of parts, and gets the same
+        class to the last bit.
+
+        Raises:
+            NonFiniteError: its logits are not numbers.
+        """
+        first, end = (at * len(self.batches) // shards for at in (shard, shard + 1))
+        batches = self.batches if shards == 1 else self.batches.part(first, end)
+        found = []
         with torch.inference_mode():
-            for index, (images, wanted) in enumerate(self.batches):
+            for index, (images, labels) in enumerate(batches):
                 logits = model(images.to(self.device, self.dtype))
                 if not torch.isfinite(logits).all():
-                    raise NonFiniteError(f"The logits of batch {index} are not finite. Try dtype: float32.")
-                predicted.append(logits.argmax(-1).cpu())
-                labels.append(wanted)
+                    raise NonFiniteError(f"The logits of batch {first + index} are not finite. Try dtype: float32.")
+                found.append(Predictions.of(logits, labels))
                 if report is not None:
-                    report((index + 1) / len(self.batches))
-        if not predicted:
-            raise DataError(f"None of the images can be read; the first: {self.batches.skipped[0]}.")
-        return Predictions(torch.cat(predicted), torch.cat(labels), tuple(str(file) for file in self.batches.skipped))
+                    report((index + 1) / len(batches))
+        return replace(Predictions.join(found), skipped=tuple(str(file) for file in batches.skipped))
+
+    def join(self, parts: Sequence[Predictions]) -> Predictions:
+        """What the parts say together.
+
+        Raises:
+            DataError: no image can be read.
+        """
+        whole = Predictions.join(parts)
+        if not len(whole.predicted):
+            raise DataError(f"None of the images can be read; the first: {whole.skipped[0]}.")
+        return whole
 
 
 def _class_note(model: nn.Module, dataset: Any) -> str | None:
