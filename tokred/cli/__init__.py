@@ -14,7 +14,8 @@ from tokred.cli.explain import explain
 from tokred.cli.knobs import free_options
 from tokred.cli.learn import learn
 from tokred.cli.listing import methods, models, schedules
-from tokred.cli.sweep import merge, plot, sweep
+from tokred.cli.results import compare, merge, plot, report
+from tokred.cli.sweep import sweep
 from tokred.cli.tokenizer import decode, encode
 from tokred.cli.train import train
 from tokred.errors import TokredError
@@ -35,7 +36,7 @@ def _version(version: bool = typer.Option(False, "--version", help="Print the ve
         raise typer.Exit
 
 
-for command in (explain, sweep, plot, merge, bench, train, methods, models, schedules, encode, decode):
+for command in (explain, sweep, plot, report, compare, merge, bench, train, methods, models, schedules, encode, decode):
     app.command()(command)
 app.add_typer(learn, name="learn")
 

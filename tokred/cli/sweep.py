@@ -1,4 +1,4 @@
-"""``tokred sweep``, ``tokred plot`` and ``tokred merge``: the main job."""
+"""``tokred sweep``: the main job."""
 
 from __future__ import annotations
 
@@ -14,16 +14,13 @@ from tokred.cli.tables import planned_table, print_complaints, result_tables
 from tokred.errors import ConfigError
 from tokred.methods import methods
 from tokred.sweep import (
-    AXES,
     Document,
     Engine,
     Progress,
     SweepSpec,
     create_engine,
     load_document,
-    merge_results,
     parse_spec,
-    plot_results,
     preview,
     run_sweep,
 )
@@ -54,6 +51,7 @@ def sweep(
     out: Annotated[
         Path | None, typer.Option(help="Folder for the results. Left out: runs/<name of the sweep>.")
     ] = None,
+    worst: Annotated[int | None, typer.Option(help="Pictures to keep of each point, of images gone wrong.")] = None,
     engine: Annotated[
         str | None, typer.Option(help="local: in this process; ray: on a Ray cluster (extra 'cluster').")
     ] = None,
@@ -68,7 +66,7 @@ def sweep(
     given = {
         "models": model, "data": data, "split": split, "images": images, "batch_size": batch_size, "rounds": rounds,
         "workers": workers, "threads": num_threads, "device": device, "dtype": dtype, "engine": engine,
-        "shards": shards,
+        "shards": shards, "worst": worst,
     }  # fmt: skip
     spec = parse_spec(_document(config, given, method or [], knob or []))
     folder = out or Path("runs") / (Path(config).stem if config else Path(spec.models[0]).name)
@@ -85,30 +83,6 @@ def sweep(
     console.print(f"{outcome}. {advice}", highlight=False, soft_wrap=True)
     if failed == len(rows):
         raise typer.Exit(1)
-
-
-def plot(
-    folder: Annotated[Path, typer.Argument(help="Where a sweep put its results.")],
-    x: Annotated[str, typer.Option(help=f"One of {', '.join(AXES)}.")] = "speedup",
-    y: Annotated[str, typer.Option(help="Likewise.")] = "top1",
-    out: Annotated[Path | None, typer.Option(help="Where to write, without ending. Left out: in the folder.")] = None,
-) -> None:
-    """Draw the results of a sweep with their Pareto front, as a picture (PNG) and as a page (HTML)."""
-    for path in plot_results(folder, x, y, out):
-        output().print(str(path), highlight=False, soft_wrap=True)
-
-
-def merge(
-    folders: Annotated[list[Path], typer.Argument(help="Folders with results, such as those of several machines.")],
-    out: Annotated[Path, typer.Option(help="Folder for all of them; may be one of them, or hold results already.")],
-) -> None:
-    """Put the results of several folders into one; a finished point wins over a failed one, a later over an earlier."""
-    merged = merge_results(folders, out)
-    output().print(
-        f"{merged.points} points are in {out}, {merged.finished} of them finished; {merged.taken} came in, and "
-        f"{merged.replaced} were there more than once.",
-        highlight=False, soft_wrap=True,
-    )  # fmt: skip
 
 
 def _document(config: str | None, given: dict[str, Any], names: Sequence[str], knobs: Sequence[str]) -> Document:

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from tokred.cost import Cost
-from tokred.sweep import UNPATCHED, Point
+from tokred.sweep import UNPATCHED, Difference, Point
 
 _SHOWN_FILES = 5
 
@@ -95,6 +95,17 @@ def planned_table(planned: Sequence[tuple[Point, Cost | Exception | str]]) -> Ta
         else:
             outlook = [f"{cost.gmacs:.3f}", " ".join(map(str, cost.tokens_per_layer))]
         table.add_row(point.model, point.data, point.method or UNPATCHED, escape(point.label), *outlook)
+    return table
+
+
+def difference_table(found: Sequence[Difference]) -> Table:
+    """What differs between two runs."""
+    table = Table("model", "data", "method", "setting", "", "first", "second", "difference", "test", "p", "")
+    for one in found:
+        verdict = "[bold]real[/]" if one.is_real else "noise"
+        p = "-" if one.p is None else f"{one.p:.2g}"
+        numbers = f"{one.a:.2f}", f"{one.b:.2f}", f"{one.b - one.a:+.2f}"
+        table.add_row(*map(escape, one.point), one.column, *numbers, one.test, p, verdict)
     return table
 
 

@@ -1,10 +1,12 @@
 """Sweeps: methods and schedules on models and images, measured, stored, and drawn."""
 
 from tokred.sweep.axes import AXES, pareto_front
+from tokred.sweep.compare import Difference, compare_results
 from tokred.sweep.engines import Engine, create_engine
 from tokred.sweep.merge import Merged, merge_results
 from tokred.sweep.plot import plot_results
 from tokred.sweep.point import UNPATCHED, Point
+from tokred.sweep.report import write_report
 from tokred.sweep.run import Progress, preview, run_sweep
 from tokred.sweep.spec import MethodGrid, SweepSpec, load_document, load_spec, parse_spec
 from tokred.sweep.store import StorageError, Store, read_results
@@ -13,6 +15,7 @@ from tokred.sweep.yaml import Document
 __all__ = [
     "AXES",
     "UNPATCHED",
+    "Difference",
     "Document",
     "Engine",
     "Merged",
@@ -22,6 +25,7 @@ __all__ = [
     "StorageError",
     "Store",
     "SweepSpec",
+    "compare_results",
     "create_engine",
     "load_document",
     "load_spec",
@@ -32,4 +36,5 @@ __all__ = [
     "preview",
     "read_results",
     "run_sweep",
+    "write_report",
 ]

@@ -22,6 +22,7 @@ from tokred.schedule import Schedule
 from tokred.sweep.point import Point
 from tokred.sweep.predictions import Predictions, pack_bits
 from tokred.sweep.subject import Subject
+from tokred.sweep.worst import worst_columns
 
 _SHARE_OF_TIMING = 0.4  # of a point's progress
 
@@ -64,6 +65,9 @@ def measure(
         memory = subject.memory if method is None else peak_memory(lambda: patched(images), subject.device)
     if handle is not None:
         handle.remove()
+    worst = {}
+    if point.settings.worst and method is not None and not subject.note:
+        worst = worst_columns(point.settings.worst, subject, patched, method, reached)
     before = cost(subject.tower.shape)
     after = before if method is None else cost_of(method, subject, patched, images)
     return {
@@ -82,6 +86,7 @@ def measure(
         "mean_tokens": after.mean_tokens,
         "tokens_per_layer": list(after.tokens_per_layer),
         "predictions": reached.predicted.tolist() if method is None else None,
+        **worst,
     }
 
 

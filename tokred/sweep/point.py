@@ -28,11 +28,17 @@ class Settings:
     device: str
     dtype: str
     seed: int
+    worst: int = 0
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """As plain data; what is at rest is left out, so that the keys of earlier results hold."""
+        return {name: value for name, value in asdict(self).items() if name != "worst" or value}
 
     @classmethod
     def of(cls, spec: Any) -> Settings:
-        """Those of a specification that has them all by name; as many threads as torch uses, if it names none."""
-        named = {f.name: getattr(spec, f.name) for f in fields(cls)}
+        """Those that a specification has by name; as many threads as torch uses, if it names none."""
+        named = {f.name: getattr(spec, f.name) for f in fields(cls) if hasattr(spec, f.name)}
         return cls(**{**named, "threads": named["threads"] or torch.get_num_threads()})
 
 
@@ -54,7 +60,7 @@ class Point:
             "data": self.data,
             "method": self.method or UNPATCHED,
             "knobs": dict(self.knobs),
-            **asdict(self.settings),
+            **self.settings.config,
         }
 
     @cached_property

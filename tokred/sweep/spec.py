@@ -60,6 +60,7 @@ class SweepSpec(BaseModel):
         device: such as cpu or cuda.
         dtype: of weights and images.
         seed: draws the images.
+        worst: keep so many pictures of each point, of images whose class became wrong, for the report.
         engine: where points are measured: ``local``, in this process, or ``ray``, on a cluster.
         shards: tasks that the images of one point are split over, at the bounds of batches; they reach the same result.
     """
@@ -78,6 +79,7 @@ class SweepSpec(BaseModel):
     device: str = "cpu"
     dtype: DType = "float32"
     seed: int = 0
+    worst: int = Field(default=0, ge=0)
     engine: EngineName = "local"
     shards: int = Field(default=1, gt=0)
 

@@ -78,6 +78,8 @@ COLUMNS = {
     "encode_speedup": "float64",  # over all tokens, as decode_speedup
     "decode_images_per_second": "float64",
     "strip": "binary",  # PNG of the first pictures, decoded
+    "worst": "binary",  # PNG of images whose class became wrong, with what the method did to them
+    "worst_captions": "list<string>",
     "adapter": "string",
     "batch_size": "int64",
     "dtype": "string",
@@ -97,6 +99,8 @@ COLUMNS = {
     "answers": "list<string>",  # the same for questions
     "right": "binary",  # a bit for every image or question, so that points can be compared pair by pair
 }
+# what tables do not want
+_LONG = ("predictions", "answers", "right", "strip", "worst", "worst_captions")
 
 
 class StorageError(TokredError):
@@ -187,7 +191,7 @@ def read_results(folder: str | Path, *, predictions: bool = False) -> Any:
     if not rows:
         raise DataError(f"{folder} holds no results of a sweep. Run: tokred sweep quickstart --out {folder}")
     frame = pl.from_arrow(pa.Table.from_pylist([_complete(row) for row in rows], schema=_schema()))
-    return frame if predictions else frame.drop("predictions", "answers", "right", "strip")
+    return frame if predictions else frame.drop(*_LONG)
 
 
 def _complete(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from torch.utils.data import Subset
 from tokred.adapters import Tower, find_tower
 from tokred.assets import load_model
 from tokred.bench.memory import peak_memory
-from tokred.data import Batches, load_dataset, transform_for
+from tokred.data import Batches, Unreadable, load_dataset, transform_for
 from tokred.errors import DataError, NonFiniteError
 from tokred.patching import unwrap
 from tokred.sweep.point import Settings
@@ -68,6 +68,23 @@ class Subject:
         for images, _ in self.batches:
             return images.to(self.device, self.dtype)
         raise DataError(f"None of the images can be read; the first: {self.batches.skipped[0]}.")
+
+    @cached_property
+    def _readable(self) -> Sequence[int]:
+        """Places of the readable images in the data set."""
+        data = self.batches.dataset
+        places = range(len(data))  # type: ignore[arg-type]
+        return [at for at in places if not isinstance(data[at], Unreadable)] if self.batches.skipped else places
+
+    def image(self, position: int) -> Tensor:
+        """The readable image [C, H, W] of that position among the predictions."""
+        return self.batches.dataset[self._readable[position]][0]
+
+    def class_name(self, index: Tensor) -> str:
+        """What the data set calls a class."""
+        data = self.batches.dataset
+        names = getattr(data.dataset if isinstance(data, Subset) else data, "classes", None)
+        return str(int(index)) if names is None else str(names[int(index)])
 
     @cached_property
     def memory(self) -> int:
