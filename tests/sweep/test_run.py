@@ -41,7 +41,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_every_point_has_all_numbers_and_its_full_configuration(tiny_model: str, pictures: str, tmp_path: Path):
     methods = [{"method": "tome", "r": 4}, {"method": "ats", "keep": 0.5}, {"method": "zerotprune", "budget": "80%"}]
     rows = run_sweep(spec_of(tiny_model, pictures, *methods), tmp_path / "out")
-    empty = {"error", "note", "predictions"}
+    empty = {"error", "note", "predictions", "paper_top1"}
     for row in rows:
         assert row["status"] == "finished", row["error"]
         assert {name for name, value in row.items() if value is None} <= empty

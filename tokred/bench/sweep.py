@@ -49,10 +49,10 @@ class Loop:
 
     def __call__(self, point: Point, folder: Path, report: Callable[[float], None]) -> dict[str, Any]:
         """Measure a point."""
-        started = time.perf_counter()
+        started, busy = time.perf_counter(), time.process_time()
         for _ in range(self.steps):
             pass
-        line = f"{point.key} {time.perf_counter() - started}\n"
+        line = f"{point.key} {time.perf_counter() - started} {time.process_time() - busy}\n"
         with open(folder / _LOG, "a") as log:
             log.write(line)
         return {"top1": float(point.knobs.get("index", 0))}
@@ -68,10 +68,11 @@ def overhead(points: int, seconds: float) -> dict[str, Any]:
             memory[int(now.completed)] = _resident_mb()
 
     with tempfile.TemporaryDirectory() as name:
-        started = time.perf_counter()
+        started, busy = time.perf_counter(), time.process_time()
         rows = _sweep(points, work, Path(name), create_engine("local"), look)
-        wall = time.perf_counter() - started
-        worked = sum(float(line.split()[1]) for line in (Path(name) / _LOG).read_text().splitlines())
+        wall, cpu = time.perf_counter() - started, time.process_time() - busy
+        lines = [line.split() for line in (Path(name) / _LOG).read_text().splitlines()]
+        worked, worked_cpu = (sum(float(line[column]) for line in lines) for column in (1, 2))
     return {
         "points": len(rows),
         "finished": sum(row["status"] == "finished" for row in rows),
@@ -79,6 +80,8 @@ def overhead(points: int, seconds: float) -> dict[str, Any]:
         "wall_s": wall,
         "overhead_percent": 100 * (wall - worked) / worked,
         "overhead_ms_a_point": 1e3 * (wall - worked) / len(rows),
+        "cpu_overhead_percent": 100 * (cpu - worked_cpu) / worked_cpu,
+        "cpu_overhead_ms_a_point": 1e3 * (cpu - worked_cpu) / len(rows),
         "memory_mb_after_a_tenth": memory[points // 10],
         "memory_mb_at_the_end": memory[points],
     }
@@ -150,13 +153,18 @@ def main(
     """Measure, and write what was found."""
     record: dict[str, Any] = {
         "device": device_name("cpu"), "cores": os.cpu_count(), "load_before": os.getloadavg()[0],
-        "seconds_of_a_point": seconds, "versions": versions(), "overhead": overhead(points, seconds),
-        "kills": kills(points // 5, seconds / 5),
+        "seconds_of_a_point": seconds, "versions": versions(),
     }  # fmt: skip
-    if cluster:
-        record["scaling"] = scaling(points // 25, 2 * seconds)
+    parts: dict[str, Callable[[], dict[str, Any]]] = {
+        "overhead": lambda: overhead(points, seconds),
+        "kills": lambda: kills(points // 5, seconds / 5),
+        "scaling": lambda: scaling(points // 25, 2 * seconds),
+    }
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(record, indent=1) + "\n")
+    for name, part in parts.items():
+        if name != "scaling" or cluster:
+            record[name] = part()
+            out.write_text(json.dumps(record, indent=1) + "\n")
 
 
 def _sweep(

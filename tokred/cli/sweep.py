@@ -10,7 +10,7 @@ import typer
 
 from tokred.cli.console import errors, output, progress_bar
 from tokred.cli.knobs import parse_knobs
-from tokred.cli.tables import planned_table, print_complaints, result_tables
+from tokred.cli.tables import duration, planned_table, print_complaints, result_tables
 from tokred.errors import ConfigError
 from tokred.methods import methods
 from tokred.sweep import (
@@ -19,6 +19,7 @@ from tokred.sweep import (
     Progress,
     SweepSpec,
     create_engine,
+    estimate_seconds,
     load_document,
     parse_spec,
     preview,
@@ -71,7 +72,7 @@ def sweep(
     spec = parse_spec(_document(config, given, method or [], knob or []))
     folder = out or Path("runs") / (Path(config).stem if config else Path(spec.models[0]).name)
     if dry_run:
-        output().print(planned_table(preview(spec)), highlight=False)
+        _print_plan(spec)
         return
     rows = _run(spec, folder, create_engine(spec.engine, address), resume)
     console = output()
@@ -83,6 +84,20 @@ def sweep(
     console.print(f"{outcome}. {advice}", highlight=False, soft_wrap=True)
     if failed == len(rows):
         raise typer.Exit(1)
+
+
+def _print_plan(spec: SweepSpec) -> None:
+    planned = preview(spec)
+    seconds = estimate_seconds(spec, planned)
+    known = [time for time in seconds if time is not None]
+    console = output()
+    console.print(planned_table(planned, seconds), highlight=False)
+    text = f"{len(planned)} points."
+    if known:
+        text += f" About {duration(sum(known))} at the speed of this machine as it is now, images being read in time."
+    else:
+        text += " No estimate of the time: the data, or the device, or the cost of a point is not known here."
+    console.print(text, highlight=False, soft_wrap=True)
 
 
 def _document(config: str | None, given: dict[str, Any], names: Sequence[str], knobs: Sequence[str]) -> Document:

@@ -3,6 +3,7 @@
 from tokred.sweep.axes import AXES, pareto_front
 from tokred.sweep.compare import Difference, compare_results
 from tokred.sweep.engines import Engine, create_engine
+from tokred.sweep.estimate import estimate_seconds
 from tokred.sweep.merge import Merged, merge_results
 from tokred.sweep.plot import plot_results
 from tokred.sweep.point import UNPATCHED, Point
@@ -27,6 +28,7 @@ __all__ = [
     "SweepSpec",
     "compare_results",
     "create_engine",
+    "estimate_seconds",
     "load_document",
     "load_spec",
     "merge_results",

@@ -71,7 +71,7 @@ def kind_of(models: Sequence[str]) -> Kind:
     return kinds[0]
 
 
-def require_names(models: Sequence[str], data: Sequence[str], split: str) -> None:
+def require_names(models: Sequence[str], data: Sequence[str] = (), split: str = "test") -> None:
     """Look whether models and data sets exist, without loading weights.
 
     Raises:

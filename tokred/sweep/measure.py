@@ -74,6 +74,7 @@ def measure(
         "note": subject.note,
         "adapter": subject.tower.family,
         **quality_columns(reached, unpatched),
+        **({"agreement": None} if getattr(plain, "num_classes", None) == 0 else {}),
         "top1": None if subject.note else reached.top1,
         "right": None if subject.note else pack_bits(reached.right),
         **speed_columns(pairs, len(images), is_reference=method is None),
@@ -103,7 +104,7 @@ def measure_part(
 
 def foresee_encoder(model: str) -> Callable[[Point], Cost | TokredError]:
     """Return what says what a point of a model will cost, computed from the shapes alone, or why it will fail."""
-    shape = find_tower(unwrap(load_model(model, pretrained=False))).shape
+    shape = find_tower(unwrap(_outline(model))).shape
 
     def outlook(point: Point) -> Cost | TokredError:
         method = point.build()
@@ -113,6 +114,19 @@ def foresee_encoder(model: str) -> Callable[[Point], Cost | TokredError]:
             return error
 
     return outlook
+
+
+def _outline(model: str) -> nn.Module:
+    """A model for the sake of its shapes; those of timm can be large and come without weights where that works."""
+    import timm
+
+    if timm.is_model(model):
+        try:
+            with torch.device("meta"):
+                return load_model(model, pretrained=False)
+        except (RuntimeError, NotImplementedError, DataError):  # it computes with its weights while it is built
+            pass
+    return load_model(model, pretrained=False)
 
 
 def quality_columns(reached: Predictions, unpatched: Tensor) -> dict[str, Any]:

@@ -51,6 +51,7 @@ class Point:
     method: str | None
     knobs: Mapping[str, Any]
     settings: Settings = field(repr=False)
+    paper_top1: float | None = field(default=None, compare=False)  # what a paper says, which decides about nothing
 
     @property
     def config(self) -> dict[str, Any]:

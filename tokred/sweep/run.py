@@ -122,10 +122,12 @@ def _jobs(spec: SweepSpec, kind: Kind, points: list[Point], earlier: dict[str, R
 def preview(spec: SweepSpec) -> list[tuple[Point, Outlook]]:
     """What every point would cost, computed from the shapes alone; or why it will fail, or what it depends on.
 
+    Data need not be there.
+
     Raises:
-        DataError: there is no such model or data set.
+        DataError: there is no such model.
     """
-    require_names(spec.models, sorted({data for _, data in spec.pairs()}), spec.split)
+    require_names(spec.models)
     planned: list[tuple[Point, Outlook]] = []
     for model, group in groupby(spec.points(), key=lambda point: point.model):
         foresee = kind_of(spec.models).foresee(model)

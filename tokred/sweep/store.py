@@ -29,6 +29,7 @@ COLUMNS = {
     "skipped": "int64",
     "skipped_files": "list<string>",
     "top1": "float64",  # percent
+    "paper_top1": "float64",  # what a paper says about this point, as the specification quotes it
     "exact_match": "float64",  # percent of the questions that get exactly the expected answer
     "agreement": "float64",  # percent of the images that get the unpatched model's class, or of the answers
     "speedup": "float64",  # median over pairs of unpatched / patched seconds

@@ -141,6 +141,8 @@ def _class_note(model: nn.Module, dataset: Any) -> str | None:
     """Why top-1 would mean nothing, if the labels are not the model's classes."""
     dataset = dataset.dataset if isinstance(dataset, Subset) else dataset
     classes, outputs = getattr(dataset, "classes", None), getattr(model, "num_classes", None)
+    if outputs == 0:
+        return "top-1 and agreement left out: the model has no classes"
     if classes is None or not isinstance(outputs, int) or len(classes) == outputs:
         return None
     return f"top-1 left out: the data has {len(classes)} classes, the model {outputs}"

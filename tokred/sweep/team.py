@@ -116,6 +116,7 @@ def describe(point: Point) -> Row:
         "data": point.data,
         "method": point.method or UNPATCHED,
         "label": point.label,
+        "paper_top1": point.paper_top1,
         "batch_size": settings.batch_size,
         "dtype": settings.dtype,
         "threads": settings.threads,
