@@ -181,12 +181,12 @@ def _sweep(
 
 
 def _steps(seconds: float) -> int:
-    """How far to count in so many seconds."""
-    steps = 10**6
-    started = time.perf_counter()
+    """How far to count in so many seconds of a processor, whatever else the machine does."""
+    steps = 10**7
+    started = time.process_time()
     for _ in range(steps):
         pass
-    return int(steps * seconds / (time.perf_counter() - started))
+    return int(steps * seconds / (time.process_time() - started))
 
 
 def _resident_mb() -> float:

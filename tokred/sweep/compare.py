@@ -79,7 +79,7 @@ def two_proportions(a: float, count_a: int, b: float, count_b: int) -> float:
     """Probability of at least such a difference between two shares, if both are draws of the same chance.
 
     >>> round(two_proportions(0.50, 1000, 0.55, 1000), 4)
-    0.0251
+    0.0252
     """
     pooled = (a * count_a + b * count_b) / (count_a + count_b)
     error = math.sqrt(pooled * (1 - pooled) * (1 / count_a + 1 / count_b))

@@ -43,6 +43,7 @@ def make_page(rows: Sequence[dict[str, Any]], name: str) -> str:
     finished = [row for row in rows if row["status"] == "finished"]
     parts = [heading(rows, name)]
     for index, (title, figure) in enumerate(figures(finished)):
+        figure.update_layout(margin={"t": 40, "b": 60})
         drawn = figure.to_html(full_html=False, include_plotlyjs=False, div_id=f"figure-{index}")
         parts.append(f"<section><h2>{html.escape(title)}</h2>{drawn}</section>")
     parts += [pictures(finished), table(finished, name), failures(rows)]
