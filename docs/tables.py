@@ -129,7 +129,33 @@ def tome() -> str:
     return _table(titles, rows, text=0)
 
 
-_ALL = (questions, retrieval, tokens, attention, narrow, search, learned, finetuned, tome)
+def load() -> str:
+    """What the machinery of a sweep costs and survives."""
+    record = json.loads((RESULTS / "sweep_load.json").read_text())
+    found, kills = record["overhead"], record["kills"]
+    rows = [
+        ["points of the long sweep, all finished", f"{found['points']:,}"],
+        ["load of the machine before (2 cores)", f"{record['load_before']:.1f}"],
+        ["time of the points themselves", f"{found['work_s']:.0f} s"],
+        ["beside it", f"{found['overhead_percent']:.1f} %, {found['overhead_ms_a_point']:.0f} ms a point"],
+        ["of that, processor time", f"{found['cpu_overhead_ms_a_point']:.1f} ms a point"],
+        [
+            "memory after a tenth, and at the end",
+            f"{found['memory_mb_after_a_tenth']:.0f} MB, {found['memory_mb_at_the_end']:.0f} MB",
+        ],
+        ["kills at random moments", f"{kills['kills']} in {kills['points']} points"],
+        [
+            "finished points lost, repeated",
+            f"{kills['finished_points_lost']}, {kills['finished_points_repeated']}",
+        ],
+    ]
+    if scaling := record.get("scaling"):
+        speed = f"{scaling['speedup']:.2f}x, efficiency {scaling['efficiency']:.2f}"
+        rows.append(["Ray, two workers over one (median of pairs)", speed])
+    return _table("what|measured", rows)
+
+
+_ALL = (questions, retrieval, tokens, attention, narrow, search, learned, finetuned, tome, load)
 TABLES: dict[str, Callable[[], str]] = {table.__name__: table for table in _ALL}
 
 

@@ -15,12 +15,14 @@ from tokred.sweep import (
     StorageError,
     Store,
     SweepSpec,
+    create_engine,
     parse_spec,
     preview,
     read_results,
     run_sweep,
 )
 from tokred.sweep import subject as subject_module
+from tokred.sweep.predictions import unpack_bits
 
 
 def spec_of(model: str, data: str, *methods: dict[str, Any], **more: Any) -> SweepSpec:
@@ -39,7 +41,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_every_point_has_all_numbers_and_its_full_configuration(tiny_model: str, pictures: str, tmp_path: Path):
     methods = [{"method": "tome", "r": 4}, {"method": "ats", "keep": 0.5}, {"method": "zerotprune", "budget": "80%"}]
     rows = run_sweep(spec_of(tiny_model, pictures, *methods), tmp_path / "out")
-    empty = {"error", "note", "predictions"}
+    empty = {"error", "note", "predictions", "paper_top1"}
     for row in rows:
         assert row["status"] == "finished", row["error"]
         assert {name for name, value in row.items() if value is None} <= empty
@@ -237,3 +239,34 @@ def test_what_does_not_exist_is_refused_before_anything_runs(
     with pytest.raises(error, match=named):
         run_sweep(parse_spec(Document(content)), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_shards_reach_the_same_result_to_the_last_bit(tiny_model: str, pictures: str, tmp_path: Path):
+    (Path(pictures) / "b" / "1.png").write_bytes(b"")
+    whole, cut = (run_sweep(spec_of(tiny_model, pictures, shards=n), tmp_path / str(n), resume=True) for n in (1, 5))
+    for one, other in zip(whole, cut, strict=True):
+        for column in ("key", "top1", "agreement", "images", "skipped_files", "predictions", "right"):
+            assert one[column] == other[column], column
+
+
+def test_every_row_says_which_images_are_right(tiny_model: str, pictures: str, tmp_path: Path):
+    for row in run_sweep(spec_of(tiny_model, pictures), tmp_path):
+        right = unpack_bits(row["right"], row["images"])
+        assert 100 * right.mean() == pytest.approx(row["top1"])
+
+
+def test_where_results_cannot_be_written_nothing_is_measured(
+    tiny_model: str, pictures: str, tmp_path: Path, measured: list[str]
+):
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match=r"could not be written to .*choose another folder with --out"):
+        run_sweep(spec_of(tiny_model, pictures), tmp_path / "file")
+    assert measured == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"), [(("slurm",), "There are: local, ray"), (("local", "10.0.0.1:6379"), "add --engine ray")]
+)
+def test_an_engine_that_does_not_exist_is_named(arguments: tuple[str, ...], named: str):
+    with pytest.raises(ConfigError, match=named):
+        create_engine(*arguments)

@@ -1,3 +1,4 @@
+import runpy
 from pathlib import Path
 
 import pytest
@@ -88,3 +89,21 @@ def test_a_file_that_is_no_mapping_is_told_what_a_sweep_is(tmp_path: Path, text:
 def test_an_unknown_name_is_answered_with_the_shipped_ones():
     with pytest.raises(ConfigError, match="quickstart"):
         load_spec("quikstart")
+
+
+def test_a_value_of_a_paper_stands_beside_the_point_and_decides_about_nothing():
+    base = {"models": ["m", "n"], "data": "d", "methods": [{"method": "tome", "r": 4}]}
+    quoted = {
+        **base,
+        "paper_top1": {"m": 80.0},
+        "methods": [{"method": "tome", "r": 4, "paper_top1": {"n": 79.0}}],
+    }
+    plain, with_paper = (parse_spec(Document(content)).points() for content in (base, quoted))
+    assert [point.paper_top1 for point in with_paper] == [80.0, None, None, 79.0]
+    assert [point.key for point in plain] == [point.key for point in with_paper]
+
+
+def test_the_schema_for_editors_is_current():
+    docs = Path(__file__).parents[2] / "docs"
+    made = runpy.run_path(str(docs / "schema.py"))["schema"]()
+    assert (docs / "sweep.schema.json").read_text() == made, "run docs/schema.py"

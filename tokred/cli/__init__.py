@@ -16,7 +16,8 @@ from tokred.cli.knobs import free_options
 from tokred.cli.learn import learn
 from tokred.cli.listing import methods, models, schedules
 from tokred.cli.overlay import overlay
-from tokred.cli.sweep import plot, sweep
+from tokred.cli.results import compare, merge, plot, report
+from tokred.cli.sweep import sweep
 from tokred.cli.tokenizer import decode, encode
 from tokred.cli.train import train
 from tokred.errors import TokredError
@@ -37,7 +38,11 @@ def _version(version: bool = typer.Option(False, "--version", help="Print the ve
         raise typer.Exit
 
 
-for command in (overlay, demo, explain, sweep, plot, bench, train, methods, models, schedules, encode, decode):
+_COMMANDS = (
+    overlay, demo, explain, sweep, plot, report, compare, merge, bench, train, encode, decode, methods, models,
+    schedules,
+)  # fmt: skip
+for command in _COMMANDS:
     app.command()(command)
 app.add_typer(learn, name="learn")
 

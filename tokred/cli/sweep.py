@@ -1,4 +1,4 @@
-"""``tokred sweep`` and ``tokred plot``: the main job."""
+"""``tokred sweep``: the main job."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ import typer
 
 from tokred.cli.console import errors, output, progress_bar
 from tokred.cli.knobs import parse_knobs
-from tokred.cli.tables import planned_table, print_complaints, result_tables
+from tokred.cli.tables import duration, planned_table, print_complaints, result_tables
 from tokred.errors import ConfigError
 from tokred.methods import methods
 from tokred.sweep import (
-    AXES,
     Document,
+    Engine,
     Progress,
     SweepSpec,
+    create_engine,
+    estimate_seconds,
     load_document,
     parse_spec,
-    plot_results,
     preview,
     run_sweep,
 )
@@ -51,20 +52,29 @@ def sweep(
     out: Annotated[
         Path | None, typer.Option(help="Folder for the results. Left out: runs/<name of the sweep>.")
     ] = None,
+    worst: Annotated[int | None, typer.Option(help="Pictures to keep of each point, of images gone wrong.")] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="local: in this process; ray: on a Ray cluster (extra 'cluster').")
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Of a Ray cluster that runs, or 'auto'. Left out: one is started here.")
+    ] = None,
+    shards: Annotated[int | None, typer.Option(help="Tasks that the images of one point are split over.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Keep what is finished, measure the rest.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the points and their cost, and stop.")] = False,
 ) -> None:
     """Measure accuracy, speed, memory and MACs of methods on models and images. Options override the file."""
     given = {
         "models": model, "data": data, "split": split, "images": images, "batch_size": batch_size, "rounds": rounds,
-        "workers": workers, "threads": num_threads, "device": device, "dtype": dtype,
+        "workers": workers, "threads": num_threads, "device": device, "dtype": dtype, "engine": engine,
+        "shards": shards, "worst": worst,
     }  # fmt: skip
     spec = parse_spec(_document(config, given, method or [], knob or []))
     folder = out or Path("runs") / (Path(config).stem if config else Path(spec.models[0]).name)
     if dry_run:
-        output().print(planned_table(preview(spec)), highlight=False)
+        _print_plan(spec)
         return
-    rows = _run(spec, folder, resume)
+    rows = _run(spec, folder, create_engine(spec.engine, address), resume)
     console = output()
     for table in result_tables(rows):
         console.print(table, highlight=False)
@@ -76,15 +86,18 @@ def sweep(
         raise typer.Exit(1)
 
 
-def plot(
-    folder: Annotated[Path, typer.Argument(help="Where a sweep put its results.")],
-    x: Annotated[str, typer.Option(help=f"One of {', '.join(AXES)}.")] = "speedup",
-    y: Annotated[str, typer.Option(help="Likewise.")] = "top1",
-    out: Annotated[Path | None, typer.Option(help="Where to write, without ending. Left out: in the folder.")] = None,
-) -> None:
-    """Draw the results of a sweep with their Pareto front, as a picture (PNG) and as a page (HTML)."""
-    for path in plot_results(folder, x, y, out):
-        output().print(str(path), highlight=False, soft_wrap=True)
+def _print_plan(spec: SweepSpec) -> None:
+    planned = preview(spec)
+    seconds = estimate_seconds(spec, planned)
+    known = [time for time in seconds if time is not None]
+    console = output()
+    console.print(planned_table(planned, seconds), highlight=False)
+    text = f"{len(planned)} points."
+    if known:
+        text += f" About {duration(sum(known))} at the speed of this machine as it is now, images being read in time."
+    else:
+        text += " No estimate of the time: the data, or the device, or the cost of a point is not known here."
+    console.print(text, highlight=False, soft_wrap=True)
 
 
 def _document(config: str | None, given: dict[str, Any], names: Sequence[str], knobs: Sequence[str]) -> Document:
@@ -112,7 +125,7 @@ def _document(config: str | None, given: dict[str, Any], names: Sequence[str], k
     return Document({**document.content, **values}, document.name, lines)
 
 
-def _run(spec: SweepSpec, folder: Path, resume: bool) -> list[dict[str, Any]]:
+def _run(spec: SweepSpec, folder: Path, engine: Engine, resume: bool) -> list[dict[str, Any]]:
     finished: set[str] = set()
     with progress_bar() as bar:
         task = bar.add_task("", total=len(spec.points()))
@@ -120,10 +133,10 @@ def _run(spec: SweepSpec, folder: Path, resume: bool) -> list[dict[str, Any]]:
         def report(now: Progress) -> None:
             if now.row is not None and now.row["status"] == "finished":
                 finished.add(now.point.key)
-            bar.update(task, completed=now.index + now.share, description=str(now.point))
+            bar.update(task, completed=now.completed, description=str(now.point))
 
         try:
-            return run_sweep(spec, folder, resume=resume, report=report)
+            return run_sweep(spec, folder, resume=resume, engine=engine, report=report)
         except KeyboardInterrupt:
             bar.stop()
             errors().print(

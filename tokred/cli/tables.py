@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from tokred.cost import Cost
-from tokred.sweep import UNPATCHED, Point
+from tokred.sweep import UNPATCHED, Difference, Point
 
 _SHOWN_FILES = 5
 
@@ -58,6 +58,7 @@ _LAYOUTS = (
     )),
     _Layout("speedup", "images", (
         ("GMACs", "gmacs", "{:.3f}"), ("tokens", "mean_tokens", "{:.1f}"), ("top-1 %", "top1", "{:.2f}"),
+        ("paper %", "paper_top1", "{:.2f}"),
         ("agree %", "agreement", "{:.2f}"), ("speed-up", "speedup", "{:.2f}x"),
         ("images/s", "images_per_second", "{:.0f}"), ("p50 ms", "latency_p50_ms", "{:.0f}"),
         ("p95 ms", "latency_p95_ms", "{:.0f}"), ("peak MB", "peak_memory_mb", "{:.0f}"),
@@ -79,10 +80,12 @@ def result_tables(rows: Sequence[dict[str, Any]]) -> Iterator[Table]:
         )
         table.add_column("method")
         table.add_column("setting")
-        for title, _, _ in layout.columns:
+        quoted = any(row.get("paper_top1") is not None for row in members)
+        columns = [column for column in layout.columns if quoted or column[1] != "paper_top1"]
+        for title, _, _ in columns:
             table.add_column(title, justify="right")
         for row in members:
-            cells = (_number(row.get(column), form) for _, column, form in layout.columns)
+            cells = (_number(row.get(column), form) for _, column, form in columns)
             table.add_row(row["method"], escape(row["label"]), *cells, style=None if _is_patched(row) else "bold")
         yield table
 
@@ -91,17 +94,40 @@ def _is_patched(row: dict[str, Any]) -> bool:
     return row["method"] != UNPATCHED
 
 
-def planned_table(planned: Sequence[tuple[Point, Cost | Exception | str]]) -> Table:
-    """What a sweep would measure."""
-    table = Table("model", "data", "method", "setting", "GMACs", "tokens per layer")
-    for point, cost in planned:
+def planned_table(planned: Sequence[tuple[Point, Cost | Exception | str]], seconds: Sequence[float | None]) -> Table:
+    """What a sweep would measure, and about how long it would take."""
+    table = Table("model", "data", "method", "setting", "GMACs", "about", "tokens per layer")
+    for (point, cost), time in zip(planned, seconds, strict=True):
         if isinstance(cost, str):
-            outlook = ["", cost]
+            outlook = ["", "", cost]
         elif isinstance(cost, Exception):
-            outlook = ["", f"[red]will fail: {escape(str(cost))}[/]"]
+            outlook = ["", "", f"[red]will fail: {escape(str(cost))}[/]"]
         else:
-            outlook = [f"{cost.gmacs:.3f}", " ".join(map(str, cost.tokens_per_layer))]
+            about = "" if time is None else duration(time)
+            outlook = [f"{cost.gmacs:.3f}", about, " ".join(map(str, cost.tokens_per_layer))]
         table.add_row(point.model, point.data, point.method or UNPATCHED, escape(point.label), *outlook)
+    return table
+
+
+def duration(seconds: float) -> str:
+    """In the unit that suits.
+
+    >>> duration(4.2), duration(400), duration(10000)
+    ('4 s', '7 min', '2.8 h')
+    """
+    if seconds < 60:
+        return f"{max(seconds, 1):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
+
+
+def difference_table(found: Sequence[Difference]) -> Table:
+    """What differs between two runs."""
+    table = Table("model", "data", "method", "setting", "", "first", "second", "difference", "test", "p", "")
+    for one in found:
+        verdict = "[bold]real[/]" if one.is_real else "noise"
+        p = "-" if one.p is None else f"{one.p:.2g}"
+        numbers = f"{one.a:.2f}", f"{one.b:.2f}", f"{one.b - one.a:+.2f}"
+        table.add_row(*map(escape, one.point), one.column, *numbers, one.test, p, verdict)
     return table
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
 from tokred.data.image_folder import Unreadable
 
@@ -21,6 +21,7 @@ class Batches:
 
     def __init__(self, dataset: Dataset[Any], batch_size: int = 64, *, workers: int = 0, shuffle: bool = False):
         self.dataset = dataset
+        self.batch_size, self.workers = batch_size, workers
         self.skipped: list[Unreadable] = []
         self._loader = DataLoader(
             dataset, batch_size=batch_size, shuffle=shuffle, num_workers=workers, collate_fn=_collate
@@ -28,6 +29,11 @@ class Batches:
 
     def __len__(self) -> int:
         return len(self._loader)
+
+    def part(self, first: int, end: int) -> "Batches":
+        """Return the batches from ``first`` to before ``end``, of the same pictures in the same order."""
+        pictures = range(first * self.batch_size, min(end * self.batch_size, len(self.dataset)))  # type: ignore[arg-type]
+        return Batches(Subset(self.dataset, pictures), self.batch_size, workers=self.workers)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         self.skipped = []

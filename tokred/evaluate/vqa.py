@@ -21,6 +21,7 @@ class ExactMatch:
     correct: int
     total: int
     answers: tuple[str, ...] = field(default=(), repr=False)
+    right: tuple[bool, ...] = field(default=(), repr=False)
 
     @property
     def percent(self) -> float:
@@ -63,7 +64,8 @@ def exact_match(
     """
     was_training = model.training
     model.eval()
-    correct, answers = 0, []
+    answers: list[str] = []
+    right: list[bool] = []
     examples = islice(iter(dataset), limit)
     try:
         while batch := list(islice(examples, batch_size)):
@@ -78,9 +80,9 @@ def exact_match(
             said = said[:, inputs["input_ids"].shape[1] :]
             for example, answer in zip(batch, processor.batch_decode(said, skip_special_tokens=True), strict=True):
                 answers.append(answer.strip().lower())
-                correct += answers[-1] == example.answer.strip().lower()
+                right.append(answers[-1] == example.answer.strip().lower())
             if report is not None:
                 report(len(answers))
     finally:
         model.train(was_training)
-    return ExactMatch(correct, len(answers), tuple(answers))
+    return ExactMatch(sum(right), len(answers), tuple(answers), tuple(right))

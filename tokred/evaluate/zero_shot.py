@@ -41,4 +41,9 @@ def nearest_class(images: Tensor, classes: Tensor) -> Tensor:
     >>> nearest_class(torch.tensor([[2.0, 0.1]]), torch.eye(2))
     tensor([0])
     """
-    return (normalize(images.float(), dim=-1) @ normalize(classes.float(), dim=-1).T).argmax(-1)
+    return class_cosines(images, classes).argmax(-1)
+
+
+def class_cosines(images: Tensor, classes: Tensor) -> Tensor:
+    """Return the cosines [N, C] of features [N, D] with those of the classes [C, D]."""
+    return normalize(images.float(), dim=-1) @ normalize(classes.float(), dim=-1).T

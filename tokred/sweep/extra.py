@@ -8,8 +8,8 @@ from typing import Any
 from tokred.errors import TokredError
 
 
-def need(module: str) -> Any:
-    """Import a module of the extra ``sweep``.
+def need(module: str, extra: str = "sweep") -> Any:
+    """Import a module of an extra of the package.
 
     Raises:
         TokredError: it is not installed; the message says what to type.
@@ -19,5 +19,5 @@ def need(module: str) -> Any:
     except ImportError as error:
         package = module.partition(".")[0]
         raise TokredError(
-            f"Sweeps and searches need {package}, which is not installed ({error}). Type: pip install 'tokred[sweep]'"
+            f"Sweeps and searches need {package}, which is not installed ({error}). Type: pip install 'tokred[{extra}]'"
         ) from error

@@ -16,7 +16,7 @@ from tokred.data import load_captions, load_dataset, load_vqa
 from tokred.errors import DataError, TokredError
 from tokred.methods import create_method
 from tokred.multimodal_assets import is_multimodal
-from tokred.sweep.measure import foresee_encoder, measure
+from tokred.sweep.measure import foresee_encoder, measure, measure_part
 from tokred.sweep.point import Point, Settings
 from tokred.sweep.retrieval import RetrievalSubject, foresee_retrieval, measure_retrieval
 from tokred.sweep.subject import Subject
@@ -43,6 +43,8 @@ class Kind:
         measure: the columns of a point.
         take_over: give the subject what the unpatched model said in an earlier run.
         foresee: for a model, what a point will cost, why it will fail, or what it depends on.
+        part: what a point gives on shard i of n of the data; ``measure`` takes those of all shards as a fourth
+            argument. ``None`` where the data cannot be split.
     """
 
     title: str
@@ -51,9 +53,10 @@ class Kind:
     load_data: Callable[[str, str], Any]
     check: Callable[[str, Mapping[str, Any]], Any]
     load: Callable[[str, str, Settings, int], Any]
-    measure: Callable[[Point, Any, Report], Row]
+    measure: Callable[..., Row]
     take_over: Callable[[Any, Row], None]
     foresee: Callable[[str], Callable[[Point], Outlook]]
+    part: Callable[[Point, Any, int, int, Report], Any] | None = None
 
 
 def kind_of(models: Sequence[str]) -> Kind:
@@ -70,7 +73,7 @@ def kind_of(models: Sequence[str]) -> Kind:
     return kinds[0]
 
 
-def require_names(models: Sequence[str], data: Sequence[str], split: str) -> None:
+def require_names(models: Sequence[str], data: Sequence[str] = (), split: str = "test") -> None:
     """Look whether models and data sets exist, without loading weights.
 
     Raises:
@@ -123,6 +126,6 @@ KINDS = (
     ),
     Kind(
         "image encoders", lambda name: True, _require_encoder, load_dataset, _create, Subject.load, measure,
-        _take_over_classes, foresee_encoder,
+        _take_over_classes, foresee_encoder, part=measure_part,
     ),
 )  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,27 +21,40 @@ from tokred.patching import patch, unwrap
 from tokred.schedule import Schedule
 from tokred.shape import ModelShape
 from tokred.sweep.point import Point
-from tokred.sweep.subject import Predictions, Subject
+from tokred.sweep.predictions import Predictions, pack_bits
+from tokred.sweep.subject import Subject
+from tokred.sweep.worst import worst_columns
 
 _SHARE_OF_TIMING = 0.4  # of a point's progress
 
 
-def measure(point: Point, subject: Subject, report: Callable[[float], None] = lambda share: None) -> dict[str, Any]:
+def measure(
+    point: Point,
+    subject: Subject,
+    report: Callable[[float], None] = lambda share: None,
+    parts: Sequence[Predictions] | None = None,
+) -> dict[str, Any]:
     """Everything that is measured about a point, as columns of the results.
 
     Args:
         point: what to measure.
         subject: its model and images; the model is left unpatched.
         report: called with the share that is done.
+        parts: what :func:`measure_part` found on all shards of the images, if they were split.
     """
     method = point.build()
+    if method is None and parts is not None:
+        subject.reference = subject.join(parts)
     unpatched = subject.classes  # first, so that a model that is broken by itself is not blamed on the patch
     plain, images = subject.model, subject.first
     patched = copy.deepcopy(plain)
     handle = None if method is None else patch(patched, method)
-    reached = (
-        subject.reference if method is None else subject.predict(patched, lambda s: report(s * (1 - _SHARE_OF_TIMING)))
-    )
+    if method is None:
+        reached = subject.reference
+    elif parts is not None:
+        reached = subject.join(parts)
+    else:
+        reached = subject.predict(patched, lambda share: report(share * (1 - _SHARE_OF_TIMING)))
     with torch.inference_mode():
         pairs = compare(
             lambda: plain(images),
@@ -53,13 +66,18 @@ def measure(point: Point, subject: Subject, report: Callable[[float], None] = la
         memory = subject.memory if method is None else peak_memory(lambda: patched(images), subject.device)
     if handle is not None:
         handle.remove()
+    worst = {}
+    if point.settings.worst and method is not None and not subject.note:
+        worst = worst_columns(point.settings.worst, subject, patched, method, reached)
     before = cost(subject.tower.shape)
     after = before if method is None else cost_of(method, subject.tower.shape, patched, images)
     return {
         "note": subject.note,
         "adapter": subject.tower.family,
         **quality_columns(reached, unpatched),
+        **({"agreement": None} if getattr(plain, "num_classes", None) == 0 else {}),
         "top1": None if subject.note else reached.top1,
+        "right": None if subject.note else pack_bits(reached.right),
         **speed_columns(pairs, len(images), is_reference=method is None),
         "peak_memory_mb": memory / 1e6,
         "peak_memory_mb_unpatched": subject.memory / 1e6,
@@ -70,12 +88,24 @@ def measure(point: Point, subject: Subject, report: Callable[[float], None] = la
         "mean_tokens": after.mean_tokens,
         "tokens_per_layer": list(after.tokens_per_layer),
         "predictions": reached.predicted.tolist() if method is None else None,
+        **worst,
     }
+
+
+def measure_part(
+    point: Point, subject: Subject, shard: int, shards: int, report: Callable[[float], None] = lambda share: None
+) -> Predictions:
+    """What a point says about one shard of the images."""
+    method = point.build()
+    if method is None:
+        return subject.predict_part(subject.model, shard, shards, report)
+    with patch(copy.deepcopy(subject.model), method) as handle:
+        return subject.predict_part(handle.model, shard, shards, report)
 
 
 def foresee_encoder(model: str) -> Callable[[Point], Cost | TokredError]:
     """Return what says what a point of a model will cost, computed from the shapes alone, or why it will fail."""
-    return outlook_of(find_tower(unwrap(load_model(model, pretrained=False))).shape)
+    return outlook_of(find_tower(unwrap(_outline(model))).shape)
 
 
 def outlook_of(shape: ModelShape) -> Callable[[Point], Cost | TokredError]:
@@ -89,6 +119,19 @@ def outlook_of(shape: ModelShape) -> Callable[[Point], Cost | TokredError]:
             return error
 
     return outlook
+
+
+def _outline(model: str) -> nn.Module:
+    """A model for the sake of its shapes; those of timm can be large and come without weights where that works."""
+    import timm
+
+    if timm.is_model(model):
+        try:
+            with torch.device("meta"):
+                return load_model(model, pretrained=False)
+        except (RuntimeError, NotImplementedError, DataError):  # it computes with its weights while it is built
+            pass
+    return load_model(model, pretrained=False)
 
 
 def quality_columns(reached: Predictions, unpatched: Tensor) -> dict[str, Any]:

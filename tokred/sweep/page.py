@@ -30,6 +30,13 @@ _SHOWN = (
 
 def draw_page(panels: Sequence[Panel], looks: dict[str, Look], x: Axis, y: Axis, title: str) -> str:
     """The same plot as :func:`tokred.sweep.picture.draw_picture`, as HTML; pointing shows the configuration."""
+    figure = make_figure(panels, looks, x, y)
+    figure.update_layout(title=f"{title}: {y.title} over {x.title}")
+    return figure.to_html(full_html=True, include_plotlyjs=True)
+
+
+def make_figure(panels: Sequence[Panel], looks: dict[str, Look], x: Axis, y: Axis) -> Any:
+    """The plot as a figure of plotly, without a title."""
     subplots = need("plotly.subplots")
     columns = min(len(panels), COLUMNS_OF_PANELS)
     rows = -(-len(panels) // columns)
@@ -45,9 +52,8 @@ def draw_page(panels: Sequence[Panel], looks: dict[str, Look], x: Axis, y: Axis,
             figure.add_hline(y=panel.unpatched[y.column], line={"color": "#999999", "dash": "dot", "width": 1}, **cell)
         figure.update_xaxes(title_text=x.title, **cell)
         figure.update_yaxes(title_text=y.title, **cell)
-    heading = f"{title}: {y.title} over {x.title}"
-    figure.update_layout(template="plotly_white", title=heading, hovermode="closest", height=120 + 480 * rows)
-    return figure.to_html(full_html=True, include_plotlyjs=True)
+    figure.update_layout(template="plotly_white", hovermode="closest", height=120 + 480 * rows)
+    return figure
 
 
 def _front(panel: Panel, x: Axis, y: Axis, *, is_first: bool) -> Any:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -27,11 +28,17 @@ class Settings:
     device: str
     dtype: str
     seed: int
+    worst: int = 0
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """As plain data; what is at rest is left out, so that the keys of earlier results hold."""
+        return {name: value for name, value in asdict(self).items() if name != "worst" or value}
 
     @classmethod
     def of(cls, spec: Any) -> Settings:
-        """Those of a specification that has them all by name; as many threads as torch uses, if it names none."""
-        named = {f.name: getattr(spec, f.name) for f in fields(cls)}
+        """Those that a specification has by name; as many threads as torch uses, if it names none."""
+        named = {f.name: getattr(spec, f.name) for f in fields(cls) if hasattr(spec, f.name)}
         return cls(**{**named, "threads": named["threads"] or torch.get_num_threads()})
 
 
@@ -44,6 +51,7 @@ class Point:
     method: str | None
     knobs: Mapping[str, Any]
     settings: Settings = field(repr=False)
+    paper_top1: float | None = field(default=None, compare=False)  # what a paper says, which decides about nothing
 
     @property
     def config(self) -> dict[str, Any]:
@@ -53,15 +61,15 @@ class Point:
             "data": self.data,
             "method": self.method or UNPATCHED,
             "knobs": dict(self.knobs),
-            **asdict(self.settings),
+            **self.settings.config,
         }
 
-    @property
+    @cached_property
     def config_json(self) -> str:
         """The configuration in one canonical line."""
         return json.dumps(self.config, sort_keys=True, default=str)
 
-    @property
+    @cached_property
     def key(self) -> str:
         """A hash of the whole configuration."""
         return hashlib.sha256(self.config_json.encode()).hexdigest()[:20]

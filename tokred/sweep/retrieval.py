@@ -21,11 +21,11 @@ from tokred.data import CaptionedImages, TensorImages, load_captions, load_datas
 from tokred.data.tensors import Normalize
 from tokred.errors import DataError, TokredError
 from tokred.evaluate.retrieval import Captions, Recall, embed_images, embed_texts, recall
-from tokred.evaluate.zero_shot import class_features, nearest_class
+from tokred.evaluate.zero_shot import class_cosines, class_features
 from tokred.patching import patch
 from tokred.sweep.measure import cost_of, outlook_of, speed_columns
 from tokred.sweep.point import Point, Settings
-from tokred.sweep.subject import Predictions
+from tokred.sweep.predictions import Predictions
 
 _SHARE_OF_TIMING = 0.3  # of a point's progress
 
@@ -126,7 +126,8 @@ class RetrievalSubject:
         labelled = embed_images(
             model, self.labelled.images, self.transform, self.batch_size, report=lambda s: report(part * (1 + s))
         )
-        return Findings(found, Predictions(nearest_class(labelled, self.classes_of_texts), self.labelled.labels, ()))
+        logits = model.logit_scale.exp().cpu() * class_cosines(labelled, self.classes_of_texts)
+        return Findings(found, Predictions.of(logits, self.labelled.labels))
 
 
 def measure_retrieval(

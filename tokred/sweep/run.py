@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from tokred.bench.machine import device_name, require_device, threads, versions
-from tokred.sweep.kinds import Outlook, Row, kind_of, require_names
-from tokred.sweep.point import UNPATCHED, Point
+from tokred.bench.machine import require_device
+from tokred.errors import ConfigError
+from tokred.sweep.engines import Engine, create_engine
+from tokred.sweep.engines.local import LocalEngine
+from tokred.sweep.kinds import Kind, Outlook, Row, kind_of, require_names
+from tokred.sweep.point import Point
 from tokred.sweep.spec import SweepSpec
 from tokred.sweep.store import Store
+from tokred.sweep.team import Job
 
 
 @dataclass(frozen=True)
@@ -24,18 +23,16 @@ class Progress:
     """Where a sweep stands, given to ``report`` again and again.
 
     Attributes:
-        point: the present one.
-        index: its number, from 0.
+        point: the one that there is news about.
         total: number of points.
-        share: how much of the point is done.
-        row: its result, once it is there.
+        completed: how many points are done, those that are being measured by the share that is done.
+        row: the point's result, once it is there.
         resumed: the result is from an earlier run.
     """
 
     point: Point
-    index: int
     total: int
-    share: float = 0.0
+    completed: float
     row: Row | None = None
     resumed: bool = False
 
@@ -45,6 +42,7 @@ def run_sweep(
     folder: str | Path,
     *,
     resume: bool = False,
+    engine: Engine | None = None,
     report: Callable[[Progress], None] = lambda progress: None,
 ) -> list[Row]:
     """Measure every point of a sweep; return all rows in the order of the sweep.
@@ -56,99 +54,82 @@ def run_sweep(
         spec: what to measure.
         folder: where the results go; results of other points in it are left alone.
         resume: take over what was finished before; failed points are tried again.
+        engine: where to measure; the one that the specification names if left out.
         report: told how it goes.
 
     Raises:
         DataError: there is no such model or data set.
-        ConfigError: there is no such device.
-        StorageError: a result cannot be written.
+        ConfigError: there is no such device, or the data of such models cannot be split into shards.
+        StorageError: the folder or a result cannot be written.
     """
-    require_device(spec.device)
+    engine = engine or create_engine(spec.engine)
+    if isinstance(engine, LocalEngine):
+        require_device(spec.device)
     require_names(spec.models, sorted({data for _, data in spec.pairs()}), spec.split)
+    kind = kind_of(spec.models)
+    if spec.shards > 1 and kind.part is None:
+        raise ConfigError(f"shards: {spec.shards}: the data of {kind.title} cannot be split. Leave it out.")
     store = Store(folder)
+    store.require_writable()
+    return measure_points(spec, kind, store, engine, store.finished() if resume else {}, report)
+
+
+def measure_points(
+    spec: SweepSpec,
+    kind: Kind,
+    store: Store,
+    engine: Engine,
+    earlier: dict[str, Row],
+    report: Callable[[Progress], None] = lambda progress: None,
+) -> list[Row]:
+    """Measure the points that are not in ``earlier``, and keep every row before the next one begins."""
     points = spec.points()
-    earlier = store.finished() if resume else {}
-    rows: list[Row] = []
-    with threads(spec.threads):
-        for (model, data), group in groupby(points, key=lambda point: (point.model, point.data)):
-            team = _Team(model, data, spec, earlier)
-            for point in group:
-                progress = Progress(point, len(rows), len(points))
-                if point.key in earlier:
-                    rows.append(earlier[point.key])
-                    report(replace(progress, share=1.0, row=rows[-1], resumed=True))
-                    continue
-                report(progress)
-                row = team.row(point, lambda share, now=progress: report(replace(now, share=share)))
-                store.write(row)
-                rows.append(row)
-                report(replace(progress, share=1.0, row=row))
-    return rows
+    rows = {point.key: earlier[point.key] for point in points if point.key in earlier}
+    shares: dict[str, float] = {}
+
+    def tell(point: Point, share: float = 0.0, row: Row | None = None) -> None:
+        shares[point.key] = share
+        if row is not None:
+            del shares[point.key]
+        report(Progress(point, len(points), len(rows) + sum(shares.values()), row, resumed=point.key in earlier))
+
+    by_key = {point.key: point for point in points}
+    for key, row in list(rows.items()):
+        tell(by_key[key], row=row)
+    results = engine.run(_jobs(spec, kind, points, earlier), tell)
+    try:
+        for row in results:
+            store.write(row)
+            rows[row["key"]] = row
+            tell(by_key[row["key"]], row=row)
+    finally:
+        results.close()
+    return [rows[point.key] for point in points]
+
+
+def _jobs(spec: SweepSpec, kind: Kind, points: list[Point], earlier: dict[str, Row]) -> list[Job]:
+    """What is left to do, one job for every model and data set."""
+    jobs = []
+    for (model, data), group in groupby(points, key=lambda point: (point.model, point.data)):
+        members = list(group)
+        wanted = tuple(point for point in members if point.key not in earlier)
+        reference = next((earlier.get(point.key) for point in members if point.method is None), None)
+        if wanted:
+            jobs.append(Job(kind, model, data, spec.settings, spec.workers, spec.shards, wanted, reference))
+    return jobs
 
 
 def preview(spec: SweepSpec) -> list[tuple[Point, Outlook]]:
     """What every point would cost, computed from the shapes alone; or why it will fail, or what it depends on.
 
+    Data need not be there.
+
     Raises:
-        DataError: there is no such model or data set.
+        DataError: there is no such model.
     """
-    require_names(spec.models, sorted({data for _, data in spec.pairs()}), spec.split)
+    require_names(spec.models)
     planned: list[tuple[Point, Outlook]] = []
     for model, group in groupby(spec.points(), key=lambda point: point.model):
         foresee = kind_of(spec.models).foresee(model)
         planned += [(point, foresee(point)) for point in group]
     return planned
-
-
-class _Team:
-    """The points of one model on one data set; the model is loaded when the first of them needs it."""
-
-    def __init__(self, model: str, data: str, spec: SweepSpec, earlier: dict[str, Row]) -> None:
-        self.model, self.data, self.spec, self.earlier = model, data, spec, earlier
-        self.kind = kind_of(spec.models)
-        self.subject: Any = None
-        self.obstacle: Exception | None = None
-
-    def row(self, point: Point, report: Callable[[float], None]) -> Row:
-        """Measure a point, or say why it cannot be measured."""
-        started = time.perf_counter()
-        torch.manual_seed(point.settings.seed)
-        try:
-            columns = {"status": "finished", **self.kind.measure(point, self._ready(), report)}
-        except Exception as error:  # whatever a foreign model or image raises: the other points do not suffer
-            first = next(iter(str(error).splitlines()), "")
-            columns = {"status": "failed", "error": f"{type(error).__name__}: {first}"}
-        return {**_describe(point), **columns, "seconds": time.perf_counter() - started}
-
-    def _ready(self) -> Any:
-        if self.obstacle is not None:
-            raise self.obstacle
-        if self.subject is None:
-            try:
-                self.subject = self.kind.load(self.model, self.data, self.spec.settings, self.spec.workers)
-            except Exception as error:
-                self.obstacle = error
-                raise
-            unpatched = Point(self.model, self.data, None, {}, self.spec.settings)
-            self.kind.take_over(self.subject, self.earlier.get(unpatched.key, {}))
-        return self.subject
-
-
-def _describe(point: Point) -> Row:
-    settings = point.settings
-    return {
-        "key": point.key,
-        "model": point.model,
-        "data": point.data,
-        "method": point.method or UNPATCHED,
-        "label": point.label,
-        "batch_size": settings.batch_size,
-        "dtype": settings.dtype,
-        "threads": settings.threads,
-        "seed": settings.seed,
-        "device": settings.device,
-        "device_name": device_name(settings.device),
-        **versions(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "config": point.config_json,
-    }

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from tokred.errors import ConfigError
 from tokred.folders import shipped_folder
+from tokred.sweep.engines import EngineName
 from tokred.sweep.kinds import kind_of
 from tokred.sweep.point import Point, Settings
 from tokred.sweep.yaml import Document, read_yaml
@@ -25,12 +26,18 @@ class MethodGrid(BaseModel):
     Attributes:
         method: its name.
         models: on which of the sweep's models; on all if left out.
+        paper_top1: what a paper says about it, to stand beside the measured top-1; a number, or one for each model.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
     method: str
     models: list[str] | None = None
+    paper_top1: float | dict[str, float] | None = None
+
+    def paper_says(self, model: str) -> float | None:
+        """The top-1 of a paper for that model."""
+        return self.paper_top1.get(model) if isinstance(self.paper_top1, dict) else self.paper_top1
 
     def knobs(self) -> Iterator[dict[str, Any]]:
         """Every combination of the values of all grids."""
@@ -59,6 +66,10 @@ class SweepSpec(BaseModel):
         device: such as cpu or cuda.
         dtype: of weights and images.
         seed: draws the images.
+        paper_top1: what papers say about the unpatched models.
+        worst: keep so many pictures of each point, of images whose class became wrong, for the report.
+        engine: where points are measured: ``local``, in this process, or ``ray``, on a cluster.
+        shards: tasks that the images of one point are split over, at the bounds of batches; they reach the same result.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -75,6 +86,10 @@ class SweepSpec(BaseModel):
     device: str = "cpu"
     dtype: DType = "float32"
     seed: int = 0
+    paper_top1: dict[str, float] = Field(default_factory=dict)
+    worst: int = Field(default=0, ge=0)
+    engine: EngineName = "local"
+    shards: int = Field(default=1, gt=0)
 
     @field_validator("models", "data", mode="before")
     @classmethod
@@ -102,11 +117,13 @@ class SweepSpec(BaseModel):
         """Every point, model by model, the unpatched model first; a point that is asked for twice is there once."""
         points: dict[str, Point] = {}
         for model, data in self.pairs():
-            wanted: list[tuple[str | None, dict[str, Any]]] = [(None, {})]
+            unpatched = Point(model, data, None, {}, self.settings, self.paper_top1.get(model))
             here = [grid for grid in self.methods if grid.models is None or model in grid.models]
-            wanted += [(grid.method, knobs) for grid in here for knobs in grid.knobs()]
-            for method, knobs in wanted:
-                point = Point(model, data, method, knobs, self.settings)
+            for point in [unpatched] + [
+                Point(model, data, grid.method, knobs, self.settings, grid.paper_says(model))
+                for grid in here
+                for knobs in grid.knobs()
+            ]:
                 points.setdefault(point.key, point)
         return list(points.values())
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import tempfile
+import uuid
 from collections.abc import Mapping
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +34,7 @@ COLUMNS = {
     "image_to_text_r5": "float64",  # among the first five
     "text_to_image_r1": "float64",  # percent of the captions
     "text_to_image_r5": "float64",
+    "paper_top1": "float64",  # what a paper says about this point, as the specification quotes it
     "exact_match": "float64",  # percent of the questions that get exactly the expected answer
     "agreement": "float64",  # percent of the images that get the unpatched model's class or caption, or of the answers
     "speedup": "float64",  # median over pairs of unpatched / patched seconds
@@ -80,6 +85,8 @@ COLUMNS = {
     "decode_images_per_second": "float64",
     "strip": "binary",  # PNG of the first pictures, decoded
     "strip_originals": "binary",  # the same of the originals, in the row of the tokenizer itself
+    "worst": "binary",  # PNG of images whose class became wrong, with what the method did to them
+    "worst_captions": "list<string>",
     "adapter": "string",
     "batch_size": "int64",
     "dtype": "string",
@@ -91,12 +98,16 @@ COLUMNS = {
     "torch": "string",
     "timm": "string",
     "python": "string",
+    "revision": "string",  # of git, where tokred runs from a checkout
     "date": "string",
     "seconds": "float64",  # that the whole point took
     "config": "string",  # the full configuration as JSON
     "predictions": "list<int64>",  # of the unpatched model, so that a resumed sweep need not repeat it
     "answers": "list<string>",  # the same for questions
+    "right": "binary",  # a bit for every image or question, so that points can be compared pair by pair
 }
+# what tables do not want
+_LONG = ("predictions", "answers", "right", "strip", "strip_originals", "worst", "worst_captions")
 
 
 class StorageError(TokredError):
@@ -126,18 +137,24 @@ class Store:
         """
         content = _parquet(row)
         path = self.path(row["key"])
-        partial = path.with_name(f".{path.stem}.{os.getpid()}.partial")
         try:
             self.points.mkdir(parents=True, exist_ok=True)
-            with open(partial, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
+            _write_whole(path, content)
         except OSError as error:
             raise StorageError(self._complaint(error)) from error
-        finally:
-            _forget(partial)
+
+    def require_writable(self) -> None:
+        """Look whether results can be written, before anything is measured.
+
+        Raises:
+            StorageError: they cannot.
+        """
+        try:
+            self.points.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.points):
+                pass
+        except OSError as error:
+            raise StorageError(self._complaint(error)) from error
 
     def read(self) -> dict[str, dict[str, Any]]:
         """All rows by key; half-written files are passed over."""
@@ -149,7 +166,9 @@ class Store:
         return {key: row for key, row in self.read().items() if row.get("status") == "finished"}
 
     def _complaint(self, error: OSError) -> str:
-        safe = len(list(self.points.glob("*.parquet"))) if self.points.is_dir() else 0
+        safe = 0
+        with suppress(OSError):
+            safe = len(list(self.points.glob("*.parquet")))
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return (
                 f"The disk is full: a result could not be written to {self.points}. "
@@ -157,7 +176,8 @@ class Store:
             )
         reason = error.strerror or str(error)
         return (
-            f"A result could not be written to {self.points} ({reason}). The {safe} results written before are intact."
+            f"A result could not be written to {self.points} ({reason}). The {safe} results written before are intact; "
+            "choose another folder with --out, or see who may write to this one."
         )
 
 
@@ -166,8 +186,8 @@ def read_results(folder: str | Path, *, predictions: bool = False) -> Any:
 
     Args:
         folder: what ``--out`` named.
-        predictions: keep the columns with the classes and answers that the unpatched model gives, and the pictures
-            that a tokenizer drew.
+        predictions: keep the columns with the classes and answers that the unpatched model gives, with a bit for
+            each right one, and the pictures that a tokenizer drew.
 
     Raises:
         DataError: there are no results.
@@ -178,13 +198,14 @@ def read_results(folder: str | Path, *, predictions: bool = False) -> Any:
     if not rows:
         raise DataError(f"{folder} holds no results of a sweep. Run: tokred sweep quickstart --out {folder}")
     frame = pl.from_arrow(pa.Table.from_pylist([_complete(row) for row in rows], schema=_schema()))
-    return frame if predictions else frame.drop("predictions", "answers", "strip", "strip_originals", strict=False)
+    return frame if predictions else frame.drop(*_LONG)
 
 
 def _complete(row: Mapping[str, Any]) -> dict[str, Any]:
     return {name: row.get(name) for name in COLUMNS}
 
 
+@cache
 def _schema() -> Any:
     pa = need("pyarrow")
     kinds = {
@@ -204,7 +225,8 @@ def _parquet(row: Mapping[str, Any]) -> bytes:
     if unknown:
         raise ValueError(f"A row has no column {min(unknown)!r}.")
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist([_complete(row)], schema=_schema()), sink)
+    table = pa.Table.from_pylist([_complete(row)], schema=_schema())
+    pq.write_table(table, sink, use_dictionary=False, write_statistics=False)  # which a single row has no use for
     return sink.getvalue().to_pybytes()
 
 
@@ -217,8 +239,15 @@ def _read(path: Path) -> dict[str, Any] | None:
     return rows[0] if len(rows) == 1 else None
 
 
-def _forget(partial: Path) -> None:
+def _write_whole(path: Path, content: bytes) -> None:
+    """Write beside the place, under a name that no other process uses, and move there."""
+    partial = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.partial")
     try:
-        partial.unlink(missing_ok=True)
-    except OSError:
-        return
+        with open(partial, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)

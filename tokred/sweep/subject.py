@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -14,24 +14,11 @@ from torch.utils.data import Subset
 from tokred.adapters import Tower, find_tower
 from tokred.assets import load_model
 from tokred.bench.memory import peak_memory
-from tokred.data import Batches, load_dataset, transform_for
+from tokred.data import Batches, Unreadable, load_dataset, transform_for
 from tokred.errors import DataError, NonFiniteError
 from tokred.patching import unwrap
 from tokred.sweep.point import Settings
-
-
-@dataclass(frozen=True, eq=False)
-class Predictions:
-    """Classes that a model gives to the readable images, beside the labels."""
-
-    predicted: Tensor
-    labels: Tensor
-    skipped: tuple[str, ...]
-
-    @property
-    def top1(self) -> float:
-        """Percent of the images that get their label."""
-        return 100 * (self.predicted == self.labels).double().mean().item()
+from tokred.sweep.predictions import Predictions
 
 
 class Subject:
@@ -83,6 +70,23 @@ class Subject:
         raise DataError(f"None of the images can be read; the first: {self.batches.skipped[0]}.")
 
     @cached_property
+    def _readable(self) -> Sequence[int]:
+        """Places of the readable images in the data set."""
+        data = self.batches.dataset
+        places = range(len(data))  # type: ignore[arg-type]
+        return [at for at in places if not isinstance(data[at], Unreadable)] if self.batches.skipped else places
+
+    def image(self, position: int) -> Tensor:
+        """The readable image [C, H, W] of that position among the predictions."""
+        return self.batches.dataset[self._readable[position]][0]
+
+    def class_name(self, index: Tensor) -> str:
+        """What the data set calls a class."""
+        data = self.batches.dataset
+        names = getattr(data.dataset if isinstance(data, Subset) else data, "classes", None)
+        return str(int(index)) if names is None else str(names[int(index)])
+
+    @cached_property
     def memory(self) -> int:
         """Bytes that a forward of the unpatched model needs."""
         with torch.inference_mode():
@@ -95,25 +99,50 @@ class Subject:
             NonFiniteError: its logits are not numbers.
             DataError: no image can be read.
         """
-        predicted, labels = [], []
+        return self.join([self.predict_part(model, 0, 1, report)])
+
+    def predict_part(
+        self, model: nn.Module, shard: int, shards: int, report: Callable[[float], None] | None = None
+    ) -> Predictions:
+        """Run a model over one of ``shards`` parts of the images.
+
+        Parts end where batches end: every image is in the same batch, whatever the number of parts, and gets the same
+        class to the last bit.
+
+        Raises:
+            NonFiniteError: its logits are not numbers.
+        """
+        first, end = (at * len(self.batches) // shards for at in (shard, shard + 1))
+        batches = self.batches if shards == 1 else self.batches.part(first, end)
+        found = []
         with torch.inference_mode():
-            for index, (images, wanted) in enumerate(self.batches):
+            for index, (images, labels) in enumerate(batches):
                 logits = model(images.to(self.device, self.dtype))
                 if not torch.isfinite(logits).all():
-                    raise NonFiniteError(f"The logits of batch {index} are not finite. Try dtype: float32.")
-                predicted.append(logits.argmax(-1).cpu())
-                labels.append(wanted)
+                    raise NonFiniteError(f"The logits of batch {first + index} are not finite. Try dtype: float32.")
+                found.append(Predictions.of(logits, labels))
                 if report is not None:
-                    report((index + 1) / len(self.batches))
-        if not predicted:
-            raise DataError(f"None of the images can be read; the first: {self.batches.skipped[0]}.")
-        return Predictions(torch.cat(predicted), torch.cat(labels), tuple(str(file) for file in self.batches.skipped))
+                    report((index + 1) / len(batches))
+        return replace(Predictions.join(found), skipped=tuple(str(file) for file in batches.skipped))
+
+    def join(self, parts: Sequence[Predictions]) -> Predictions:
+        """What the parts say together.
+
+        Raises:
+            DataError: no image can be read.
+        """
+        whole = Predictions.join(parts)
+        if not len(whole.predicted):
+            raise DataError(f"None of the images can be read; the first: {whole.skipped[0]}.")
+        return whole
 
 
 def _class_note(model: nn.Module, dataset: Any) -> str | None:
     """Why top-1 would mean nothing, if the labels are not the model's classes."""
     dataset = dataset.dataset if isinstance(dataset, Subset) else dataset
     classes, outputs = getattr(dataset, "classes", None), getattr(model, "num_classes", None)
+    if outputs == 0:
+        return "top-1 and agreement left out: the model has no classes"
     if classes is None or not isinstance(outputs, int) or len(classes) == outputs:
         return None
     return f"top-1 left out: the data has {len(classes)} classes, the model {outputs}"

@@ -22,6 +22,7 @@ from tokred.multimodal_assets import load_multimodal
 from tokred.multimodal_cost import prefill_cost
 from tokred.patching import patch
 from tokred.sweep.point import Point, Settings
+from tokred.sweep.predictions import pack_bits
 
 _SHARE_OF_TIMING = 0.5  # of a point's progress
 
@@ -33,12 +34,14 @@ class Answers:
     Attributes:
         percent: of the questions that got exactly the expected answer.
         answers: all of them.
+        right: whether each is the expected one.
         tokens: visual tokens at the entry of the language model, newlines included, mean over questions.
         newlines: newline tokens among them.
     """
 
     percent: float
     answers: tuple[str, ...]
+    right: tuple[bool, ...]
     tokens: float
     newlines: float
 
@@ -107,7 +110,7 @@ class VQASubject:
 
         result = exact_match(model, self.processor, self._examples(), self.batch_size, report=count)
         prompts = max(len(tokens), 1)
-        return Answers(result.percent, result.answers, sum(tokens) / prompts, sum(newlines) / prompts)
+        return Answers(result.percent, result.answers, result.right, sum(tokens) / prompts, sum(newlines) / prompts)
 
     def counts(self) -> Answers:
         """The same for the unpatched model, whose tokens are counted by a patch that keeps them all."""
@@ -167,6 +170,7 @@ def measure_vqa(
         **_cost_columns(subject, patched, handle),
         "memory_measure": memory_measure(subject.device),
         "answers": list(reached.answers) if method is None else None,
+        "right": pack_bits(reached.right),
     }
 
 
