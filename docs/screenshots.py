@@ -15,7 +15,7 @@ BROWSER = {"executable_path": shutil.which("chromium"), "args": ["--no-sandbox",
 SECOND = 1000
 # tab, what is there when it is done, name of the picture
 TABS = (
-    ("Merge & prune", "the speed", "merge_prune"),
+    ("Merge & prune", "x the speed", "merge_prune"),
     ("Ask the picture", "KV cache", "ask"),
     ("Coarse to fine", "bits.", "coarse_to_fine"),
     ("Compare", "random 45%", "compare"),
@@ -35,7 +35,7 @@ def shoot(page: Page, tab: str, done: str, name: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         page.screenshot(path=f"{folder}/page.png", full_page=True)
         with Image.open(f"{folder}/page.png") as file:
-            picture = file.convert("RGB").quantize(96, dither=Image.Dither.NONE)
+            picture = file.convert("RGB").quantize(256, dither=Image.Dither.NONE)
     picture.save(IMAGES / f"demo_{name}.png", optimize=True)
 
 
@@ -48,7 +48,7 @@ with sync_playwright() as player:
         page = browser.new_page(viewport=size, color_scheme=scheme)
         page.set_default_timeout(300 * SECOND)
         page.goto(app.local_url)
-        page.get_by_text(TABS[0][1]).first.wait_for()
+        page.get_by_text("x the speed").first.wait_for()
         for tab in tabs:
             shoot(page, *tab)
         page.close()

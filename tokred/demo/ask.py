@@ -159,8 +159,9 @@ def add_tab(opened: Any) -> None:
                 first = gr.Textbox(label="Answer from all tokens", interactive=False, elem_classes="answer")
                 second = gr.Textbox(label="Answer from the kept tokens", interactive=False, elem_classes="answer")
             kept = gr.Gallery(
-                label="What the last layer still sees (dark: dropped)", columns=2, height=360, format="png",
-                object_fit="contain", interactive=False, elem_classes=["pixels", "thumbs"], buttons=["fullscreen"],
+                label="What the last layer still sees (dark: dropped)", columns=3, height=310, format="png",
+                fit_columns=False, object_fit="contain", interactive=False, elem_classes=["pixels", "thumbs"],
+                buttons=["fullscreen"],
             )  # fmt: skip
             counts = gr.Markdown()
             times = gr.Markdown(min_height=170)
