@@ -68,6 +68,9 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
         if path is None or (_is_in_site(path) and not _is_shown(uri)):
             return link[0]
         at = path.relative_to(DOCS).as_posix() if _is_in_site(path) else _shown_at(path)
+        tutorial = f"tutorials/{path.stem}.md"
+        if path in tutorial_pages.tutorials() and uri != tutorial:  # only its own page leads to the file
+            at = tutorial
         return f"{link[1]}{os.path.relpath(at, Path(uri).parent)}{link[3] or ''})"
 
     return _LINK.sub(lead, markdown)

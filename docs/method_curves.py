@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import polars as pl
 
 RESULTS = Path(__file__).parent / "results"
-QUALITIES = {"top1": "top-1 %", "exact_match": "exact match %"}
+QUALITIES = {"text_to_image_r1": "text to image R@1 %", "top1": "top-1 %", "exact_match": "exact match %"}
 """What a sweep may have measured of answers, by its column: the first that is there is shown."""
 
 matplotlib.use("Agg")

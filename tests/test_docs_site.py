@@ -39,6 +39,7 @@ def test_the_page_of_a_method_holds_all_that_is_known_of_it(name):
     method, page = tokred.methods(None)[name], method_pages.method_page(name)
     assert page.startswith(f"# {method.__name__}\n")
     assert ":class:" not in page
+    assert getattr(tokred, method.__name__) is method, "the page says tokred.patch(model, tokred.NAME())"
     assert all(f"| `{field.name}` |" in page for field in fields(method))
     rows = [row[1:] for row in method_pages.deviations() if method_pages.is_about(row, name, method)]
     assert all(" | ".join(row) in page for row in rows)
