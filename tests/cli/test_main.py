@@ -178,3 +178,18 @@ def test_a_missing_extra_says_what_to_type(capsys, sweep: list[str], monkeypatch
     code, _, err = run(capsys, *sweep, "--method", "tome")
     assert code == 2
     assert "pip install 'tokred[sweep]'" in err
+
+
+def test_a_dry_run_says_about_how_long_it_would_take_or_why_nobody_knows(capsys, sweep: list[str], pictures: str):
+    assert " s at the speed of this machine" in run(capsys, *sweep, "--dry-run", "--method", "tome")[1]
+    away = [pictures + "-away" if word == pictures else word for word in sweep]
+    assert "No estimate of the time" in run(capsys, *away, "--dry-run", "--method", "tome")[1]
+
+
+def test_the_results_of_a_sweep_become_a_report_and_part_of_a_larger_folder(capsys, sweep: list[str], tmp_path: Path):
+    run(capsys, *sweep, "--method", "tome", "--worst", "2")
+    code, out, _ = run(capsys, "report", str(tmp_path / "out"), "-o", str(tmp_path / "report.html"))
+    assert (code, out.strip()) == (0, str(tmp_path / "report.html"))
+    code, out, _ = run(capsys, "merge", str(tmp_path / "out"), "--out", str(tmp_path / "all"))
+    assert code == 0
+    assert "2 points are in" in out

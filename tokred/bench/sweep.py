@@ -11,7 +11,7 @@ import os
 import random
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
@@ -26,7 +26,7 @@ from tokred.sweep.run import Progress, measure_points
 from tokred.sweep.spec import MethodGrid, SweepSpec
 from tokred.sweep.store import Store
 
-Work = Callable[[Point, Path, Callable[[float], None]], Mapping[str, Any]]
+Work = Callable[[Point, Path, Callable[[float], None]], dict[str, Any]]
 _LOG = "measured"
 
 

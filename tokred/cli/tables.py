@@ -94,10 +94,12 @@ def _is_patched(row: dict[str, Any]) -> bool:
     return row["method"] != UNPATCHED
 
 
-def planned_table(planned: Sequence[tuple[Point, Cost | Exception | str]], seconds: Sequence[float | None]) -> Table:
-    """What a sweep would measure, and about how long it would take."""
+def planned_table(
+    planned: Sequence[tuple[Point, Cost | Exception | str]], seconds: Sequence[float | None] | None = None
+) -> Table:
+    """What a sweep would measure, and about how long every point would take, where that is known."""
     table = Table("model", "data", "method", "setting", "GMACs", "about", "tokens per layer")
-    for (point, cost), time in zip(planned, seconds, strict=True):
+    for (point, cost), time in zip(planned, seconds or [None] * len(planned), strict=True):
         if isinstance(cost, str):
             outlook = ["", "", cost]
         elif isinstance(cost, Exception):

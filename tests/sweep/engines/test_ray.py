@@ -23,8 +23,8 @@ from ray.cluster_utils import Cluster  # noqa: E402
 
 from tokred.sweep.engines.ray import RayEngine  # noqa: E402
 
-# what depends on the machine's mood
-MEASURED = ("seconds", "date", "speedup", "latency", "images_per_second", "memory")
+# what depends on the moment
+MEASURED = ("revision", "seconds", "date", "speedup", "latency", "images_per_second", "memory")
 
 
 def node() -> dict[str, int]:

@@ -47,7 +47,7 @@ def make_page(rows: Sequence[dict[str, Any]], name: str) -> str:
         drawn = figure.to_html(full_html=False, include_plotlyjs=False, div_id=f"figure-{index}")
         parts.append(f"<section><h2>{html.escape(title)}</h2>{drawn}</section>")
     parts += [pictures(finished), table(finished, name), failures(rows)]
-    here = files(__package__)
+    here = files("tokred.sweep.report")
     style, script = ((here / file).read_text(encoding="utf-8") for file in ("page.css", "page.js"))
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(name)}: a sweep of tokred'
