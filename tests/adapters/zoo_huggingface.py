@@ -7,6 +7,9 @@ from typing import Any
 import torch
 import transformers as hf
 from torch import Tensor, nn
+from transformers.models.idefics2 import modeling_idefics2
+from transformers.models.kosmos2 import modeling_kosmos2
+from transformers.models.ovis2 import modeling_ovis2
 
 from . import zoo
 
@@ -62,10 +65,76 @@ MODELS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
         {**MLP, "num_register_tokens": 2, "use_gated_mlp": True, "hidden_act": "silu"},
     ),
     "aimv2": (hf.Aimv2VisionModel, hf.Aimv2VisionConfig, MLP),
+    "ovis2": (
+        modeling_ovis2.Ovis2VisionModel,
+        hf.Ovis2VisionConfig,
+        {
+            **MLP,
+            "vocab_size": 100,
+            "hidden_stride": 2,
+            "num_visual_indicator_tokens": 5,
+            "tokenize_function": "softmax",
+        },
+    ),
+    "blip2": (hf.Blip2VisionModel, hf.Blip2VisionConfig, MLP),
+    "instructblip": (hf.InstructBlipVisionModel, hf.InstructBlipVisionConfig, MLP),
+    "instructblip-video": (hf.InstructBlipVideoVisionModel, hf.InstructBlipVideoVisionConfig, MLP),
+    "kosmos2": (modeling_kosmos2.Kosmos2VisionModel, modeling_kosmos2.Kosmos2VisionConfig, MLP),
+    "janus": (hf.JanusVisionModel, hf.JanusVisionConfig, {"mlp_ratio": 2, "use_qk_norm": False}),
+    "idefics2": (modeling_idefics2.Idefics2VisionTransformer, modeling_idefics2.Idefics2VisionConfig, MLP),
+    "idefics3": (hf.Idefics3VisionTransformer, hf.Idefics3VisionConfig, MLP),
+    "smolvlm": (hf.SmolVLMVisionTransformer, hf.SmolVLMVisionConfig, MLP),
+    "qianfan": (
+        hf.QianfanOCRVisionModel,
+        hf.QianfanOCRVisionConfig,
+        {**MLP, "image_size": [64, 64], "patch_size": [8, 8], "use_qk_norm": True},
+    ),
+    "tipsv2": (hf.Tipsv2VisionModel, hf.Tipsv2VisionConfig, {"mlp_ratio": 2, "num_register_tokens": 2}),
+    "sapiens2": (
+        hf.Sapiens2Model,
+        hf.Sapiens2Config,
+        {**MLP, "num_register_tokens": 2, "num_key_value_heads_per_layer": [3, 1, 3]},
+    ),
+    "radio": (hf.RadioModel, hf.RadioConfig, {"mlp_ratio": 2.0, "max_img_size": 128}),
+    "dpt": (hf.DPTModel, hf.DPTConfig, {**MLP, "is_hybrid": False}),
+    "yolos": (
+        hf.YolosForObjectDetection,
+        hf.YolosConfig,
+        {
+            **MLP,
+            **LABELS,
+            "image_size": [64, 64],
+            "num_detection_tokens": 6,
+            "use_mid_position_embeddings": False,
+        },
+    ),
+    "vitpose": (
+        hf.VitPoseBackbone,
+        hf.VitPoseBackboneConfig,
+        {"mlp_ratio": 2, "image_size": [64, 64], "patch_size": [8, 8], "out_features": ["stage3"]},
+    ),
+    "videomae": (
+        hf.VideoMAEForVideoClassification,
+        hf.VideoMAEConfig,
+        {**MLP, **LABELS, "num_frames": 4, "patch_size": 16, "use_mean_pooling": True},
+    ),
+    "vivit": (
+        hf.VivitForVideoClassification,
+        hf.VivitConfig,
+        {**MLP, **LABELS, "num_frames": 4, "tubelet_size": [2, 16, 16]},
+    ),
 }
+NAMELESS = set() if hf.Ovis2VisionConfig.model_type else {"ovis2_vision"}  # transformers 5.18 does not name it
+if NAMELESS:
+    del MODELS["ovis2"]
+
+CLIPS = ("videomae", "vivit")
+UNPOOLED = ("idefics2", "idefics3", "smolvlm")
+DENSE = ("ovis2", "janus", "yolos", "vitpose")  # their blocks hand out a row for every token, whatever they compute
 
 
 EAGER_ONLY = ("git",)
+LARGER = {"hidden_size": 192, "intermediate_size": 768}  # so that what is counted by blocks is most of the cost
 
 
 def build(name: str, attention: str = "sdpa", **changes: Any) -> nn.Module:
@@ -74,10 +143,18 @@ def build(name: str, attention: str = "sdpa", **changes: Any) -> nn.Module:
     knobs = {**SMALL, **more, **changes}
     if name == "siglip2":
         knobs.pop("image_size")
+    if name == "vivit":
+        knobs.pop("patch_size")
     attention = "eager" if name in EAGER_ONLY else attention
     model = model_class._from_config(config_class(**knobs), attn_implementation=attention).eval()
     zoo.randomise(model)
     return model
+
+
+def side(name: str, pixels: int) -> Any:
+    """A size of images, as the config takes it."""
+    given = MODELS[name][2].get("image_size")
+    return [pixels, pixels] if isinstance(given, list) else pixels
 
 
 def images(name: str, batch: int = 2, side: int = 64) -> dict[str, Tensor]:
@@ -89,6 +166,8 @@ def images(name: str, batch: int = 2, side: int = 64) -> dict[str, Tensor]:
             "pixel_attention_mask": torch.ones(batch, 64, dtype=torch.int64),
             "spatial_shapes": torch.tensor([[8, 8]] * batch),
         }
+    if name in CLIPS:
+        return {"pixel_values": torch.randn(batch, 4, 3, side, side, generator=generator)}
     noise = {"noise": torch.rand(batch, 64, generator=generator)} if name == "vit-mae" else {}
     return {"pixel_values": torch.randn(batch, 3, side, side, generator=generator), **noise}
 

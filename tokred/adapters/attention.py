@@ -19,13 +19,15 @@ from tokred.view import Signal
 class Call:
     """One call of one block: the state of its tokens, and what hooks caught during it, where tokens are reduced.
 
-    ``outer`` is the call inside which it runs.
+    ``size_bias`` is the bias over the keys for sizes, ``owed_bias`` the same where no argument brings it to the
+    attention. ``outer`` is the call inside which this one runs.
     """
 
     state: TokenState | None
     catching: bool = True
     caught: dict[str, Tensor] = field(default_factory=dict)
     size_bias: Tensor | None = None
+    owed_bias: Tensor | None = None
     outer: Call | None = None
 
     def see(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> None:
@@ -43,7 +45,8 @@ class Run(Call):
     Attributes:
         full_length: blocks hand out one row for every token that entered: merged tokens are copied back to all of
             their places, dropped ones keep the features they had when they were dropped.
-        lead: [B] the token that takes the place of a class token (the end of a text); it is moved to the front.
+        lead: [B, K] or [1, K] the tokens that take the place of prefix tokens (the end of a text, detection tokens);
+            they are moved to the front, in the order that they have. Negative ones count from the end.
     """
 
     catching: bool = False

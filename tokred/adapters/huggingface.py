@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 
 from tokred.adapters.base import Adapter, Tower, Undo, linear_size, measure_block, registry
 from tokred.adapters.huggingface_attention import is_pretrained
-from tokred.adapters.huggingface_blocks import FAMILIES, TEXT_FAMILIES, Family, find_blocks, require_parts
+from tokred.adapters.huggingface_blocks import FAMILIES, REFUSED, TEXT_FAMILIES, Family, find_blocks, require_parts
 from tokred.adapters.huggingface_pool import Averaged, one_row_a_patch, reduced_mask, weigh_patches
 from tokred.adapters.site import Reduction
 from tokred.adapters.surroundings import RunningMethod, SizedKeys
@@ -19,9 +21,10 @@ from tokred.shape import ModelShape
 
 # what comes behind the encoder, by class: takes the class token or pools itself, or averages the patches
 _READS_POOLED = ("ViTForImageClassification", "ViTMSNForImageClassification", "BeitForImageClassification")
-_READS_POOLED += ("DeiTForImageClassification", "DeiTForImageClassificationWithTeacher")
+_READS_POOLED += ("DeiTForImageClassification", "DeiTForImageClassificationWithTeacher", "VivitForVideoClassification")
 _AVERAGES = ("Dinov2ForImageClassification", "Dinov2WithRegistersForImageClassification", "IJepaForImageClassification")
 _AVERAGES += ("CLIPForImageClassification", "MetaClip2ForImageClassification", "SiglipForImageClassification")
+_AVERAGES += ("VideoMAEForVideoClassification",)
 
 
 class HuggingFaceTower(Tower):
@@ -44,43 +47,44 @@ class HuggingFaceTower(Tower):
         """Read the sizes off the config and the modules."""
         config = self.encoder.config
         blocks = tuple(measure_block(block, self.kind.parts) for block in self.blocks)
-        prefix = self.kind.prefix(config)
+        suffix = self.kind.suffix(config)
+        prefix = self.kind.prefix(config) + suffix  # what stands behind the patches is moved to the front
         grid = self._grid()
-        patches = grid[0] * grid[1]
+        patches = math.prod(grid)
         shown = int(patches * (1 - getattr(config, "mask_ratio", 0.0)))  # a masked autoencoder shows some, shuffled
         inside = {m for block in self.blocks for m in block.modules()} | set(self.encoder.embeddings.modules())
         per_token, once = _head_macs(m for m in self.module.modules() if m not in inside)
+        is_picture = len(grid) == 2 and not hasattr(config, "mask_ratio") and not suffix
         return ModelShape(
             blocks=blocks,
             num_tokens=shown + prefix,
             num_prefix=prefix,
             registers_only=not self.kind.has_class_token,
-            grid=grid if not hasattr(config, "mask_ratio") else None,
+            grid=(grid[0], grid[1]) if is_picture else None,
             dim=int(config.hidden_size),
             stem_macs=patches * _patch_weights(self.encoder.embeddings),
-            head_macs=once,
+            head_macs=once * self.kind.head_rows(config, patches),
             head_weights=per_token,
             parameters=sum(p.numel() for p in self.module.parameters()),
         )
 
     def example(self) -> dict[str, Tensor]:
-        """One random image, in the keyword arguments of the model."""
+        """One random image or clip, in the keyword arguments of the model."""
         config, weight = self.encoder.config, next(self.encoder.parameters())
         generator = torch.Generator().manual_seed(0)
 
         def random(*shape: int) -> Tensor:
             return torch.randn(*shape, generator=generator).to(weight.device, weight.dtype)
 
-        rows, columns = self._grid()
-        channels = getattr(config, "num_channels", 3)
+        grid, channels = self._grid(), getattr(config, "num_channels", 3)
         if not hasattr(config, "num_patches"):
-            size = [side * p for side, p in zip((rows, columns), _pair(config.patch_size), strict=True)]
-            noise = {"noise": random(1, rows * columns)} if hasattr(config, "mask_ratio") else {}
-            return {"pixel_values": random(1, channels, *size), **noise}
+            size = [side * p for side, p in zip(grid, self._patch(), strict=True)]
+            noise = {"noise": random(1, math.prod(grid))} if hasattr(config, "mask_ratio") else {}
+            return {"pixel_values": random(1, *size[:-2], channels, *size[-2:]), **noise}
         return {
-            "pixel_values": random(1, rows * columns, channels * config.patch_size**2),
-            "pixel_attention_mask": torch.ones(1, rows * columns, dtype=torch.int64, device=weight.device),
-            "spatial_shapes": torch.tensor([[rows, columns]], device=weight.device),
+            "pixel_values": random(1, math.prod(grid), channels * config.patch_size**2),
+            "pixel_attention_mask": torch.ones(1, math.prod(grid), dtype=torch.int64, device=weight.device),
+            "spatial_shapes": torch.tensor([grid], device=weight.device),
         }
 
     def run(self, example: Mapping[str, Tensor]) -> Tensor:
@@ -95,10 +99,12 @@ class HuggingFaceTower(Tower):
     def install(self, reduction: Reduction) -> list[Undo]:
         """Pool by size; give dense models, and whoever asked, the full length."""
         full_length = reduction.full_length or self._is_dense()
-        after = None
-        if type(self.module).__name__ in _AVERAGES and reduction.method.pools_by_size:
-            after = Averaged(reduction.shape.num_prefix)
-        undo: list[Undo] = [RunningMethod(self.encoder, "forward", full_length=full_length, after=after).install()]
+        after = Averaged(reduction.shape.num_prefix) if self._averages() and reduction.method.pools_by_size else None
+        lead = self._lead if self.kind.suffix(self.encoder.config) else None
+        running = RunningMethod(self.encoder, "forward", full_length=full_length, lead=lead, after=after)
+        undo: list[Undo] = [running.install()]
+        if "image_grid_hw" in running.argument_names:
+            undo.append(self.encoder.register_forward_pre_hook(_refuse_packed, with_kwargs=True).remove)
         for module in self.encoder.modules():
             name = type(module).__name__
             if name.endswith("MultiheadAttentionPoolingHead"):
@@ -113,36 +119,65 @@ class HuggingFaceTower(Tower):
 
     def _is_dense(self) -> bool:
         """Whether what comes behind the encoder wants a row for every patch."""
+        if self.kind.is_dense or self.kind.suffix(self.encoder.config):
+            return True
+        if self._averages():
+            return False
         name = type(self.surrounding if is_pretrained(self.surrounding) else self.module).__name__
-        return not (name in _READS_POOLED or name in _AVERAGES or name.endswith(("Model", "ModelWithProjection")))
+        return not (name in _READS_POOLED or name.endswith(("Model", "ModelWithProjection", "Transformer")))
 
-    def _grid(self) -> tuple[int, int]:
+    def _averages(self) -> bool:
+        """Whether the mean of the patches is taken behind the encoder."""
+        named = type(self.module).__name__ in _AVERAGES
+        return named and getattr(self.encoder.config, "use_mean_pooling", True)
+
+    def _lead(self, arguments: dict[str, Any]) -> Tensor:
+        """[1, K] the tokens that are not patches, from both ends."""
+        front, back = self.kind.prefix(self.encoder.config), self.kind.suffix(self.encoder.config)
+        return torch.arange(-back, front, device=arguments["pixel_values"].device)[None]
+
+    def _patch(self) -> tuple[int, ...]:
+        """Rows and columns of pixels in a patch; of a clip, frames before them."""
+        config = self.encoder.config
+        tube = getattr(config, "tubelet_size", None)
+        if tube is None:
+            return _pair(config.patch_size)
+        return (tube, *_pair(config.patch_size)) if isinstance(tube, int) else tuple(tube)
+
+    def _grid(self) -> tuple[int, ...]:
+        """Rows and columns of patches; of a clip, layers before them."""
         config = self.encoder.config
         if hasattr(config, "num_patches"):
             return int(config.num_patches**0.5), int(config.num_patches**0.5)
-        rows, columns = (s // p for s, p in zip(_pair(config.image_size), _pair(config.patch_size), strict=True))
-        return rows, columns
+        patch, size = self._patch(), _pair(config.image_size)
+        size = (config.num_frames, *size) if len(patch) == 3 else size
+        return tuple(s // p for s, p in zip(size, patch, strict=True))
 
 
 class HuggingFaceAdapter(Adapter):
-    """Every transformers model that takes ``pixel_values`` and holds one known encoder."""
+    """Every transformers model that needs nothing but ``pixel_values`` and holds one known encoder."""
 
     name = "transformers"
 
     def tower(self, module: nn.Module) -> Tower | None:
         """A tower if there is exactly one known encoder, all of whose blocks are built as its family's."""
-        if not is_pretrained(module) or getattr(module, "main_input_name", "") != "pixel_values":
+        if not is_pretrained(module) or not _takes_pictures(module):
             return None
         encoders = [m for m in module.modules() if hasattr(m, "embeddings") and hasattr(m, "config")]
         if len(encoders) != 1:
             return None
         encoder: Any = encoders[0]
+        if encoder.config.model_type in REFUSED:
+            raise UnsupportedModelError(f"{type(module).__name__}: {REFUSED[encoder.config.model_type]}")
         kind = FAMILIES.get(encoder.config.model_type)
         blocks = find_blocks(encoder)
         if kind is None or not blocks:
             return None
         for block in blocks:
             require_parts(block, kind)
+        reason = kind.refuses(encoder.config)
+        if reason:
+            raise UnsupportedModelError(f"{type(module).__name__}: {reason}")
         if type(module).__name__ in ("Siglip2ForImageClassification",):
             raise UnsupportedModelError(
                 f"{type(module).__name__} averages patches by the mask of the whole image, which does not fit reduced "
@@ -203,11 +238,11 @@ class HuggingFaceTextTower(HuggingFaceTower):
         return [running.install(), mask.remove]
 
     def _lead(self, arguments: dict[str, Any]) -> Tensor:
-        """[B] the position that the model pools: the end of the text, or the last token (SigLIP)."""
+        """[B, 1] the position that the model pools: the end of the text, or the last token (SigLIP)."""
         ids, end = arguments["input_ids"], getattr(self.encoder, "eos_token_id", None)
         if end is None:
-            return torch.full_like(ids[:, 0], ids.shape[1] - 1)
-        return ids.argmax(dim=1) if end == 2 else (ids == end).int().argmax(dim=1)
+            return torch.full_like(ids[:, :1], -1)
+        return (ids if end == 2 else (ids == end).int()).argmax(dim=1, keepdim=True)
 
 
 def _explicit_mask(
@@ -222,9 +257,27 @@ def _explicit_mask(
     return inputs, {**kwargs, "attention_mask": mask, "is_causal": False}
 
 
+def _takes_pictures(module: nn.Module) -> bool:
+    """Whether a model can be run on ``pixel_values``, and what SigLIP 2 needs beside them, without words or masks."""
+    arguments = inspect.signature(type(module).forward).parameters
+    known = ("self", "pixel_values", "pixel_attention_mask", "spatial_shapes")
+    needed = [a for a in arguments.values() if a.default is a.empty and a.kind is a.POSITIONAL_OR_KEYWORD]
+    words = any("input_ids" in name for name in arguments)
+    return "pixel_values" in arguments and not words and all(a.name in known for a in needed)
+
+
+def _refuse_packed(module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Pre-hook for an encoder that can take several images in one sequence."""
+    if kwargs.get("image_grid_hw", next(iter(inputs[1:]), None)) is not None:
+        raise UnsupportedModelError(
+            f"{type(module).__name__} was given image_grid_hw, so several images lie in one sequence and would be "
+            "reduced as one. Give it batches of images of one size, without image_grid_hw."
+        )
+
+
 def _patch_weights(embeddings: nn.Module) -> int:
     """Multiply-accumulates of the patch embedding per patch."""
-    return sum(m.weight.numel() for m in embeddings.modules() if isinstance(m, nn.Conv2d | nn.Linear))
+    return sum(m.weight.numel() for m in embeddings.modules() if isinstance(m, nn.Conv2d | nn.Conv3d | nn.Linear))
 
 
 def _head_macs(modules: Any) -> tuple[int, int]:

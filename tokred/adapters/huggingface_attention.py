@@ -21,11 +21,21 @@ _READERS = "_tokred_readers"  # how many patches read the module
 
 
 class HuggingFaceReader(AttentionReader):
-    """Queries, keys and values are what the attention function gets; raw keys are what ``k_proj`` gives."""
+    """Queries, keys and values are what the attention function gets; raw keys are what ``k_proj`` gives.
+
+    Args:
+        core: name of the module inside of the attention module that calls the attention function; empty if it does so
+            itself.
+        takes_mask: the attention module hands a mask on to the attention function.
+    """
+
+    def __init__(self, core: str = "", takes_mask: bool = True) -> None:
+        self.core = core
+        self.always = not takes_mask
 
     def hooks(self, attn: Any, needs: Iterable[Signal]) -> list[Removable]:
         """Put ``attn`` on an attention function that shows its arguments and then calls the one the model asked for."""
-        needs = set(needs)
+        needs, attn = set(needs), self._core(attn)
         hooks: list[Removable] = [OwnAttention(attn)]
         read: tuple[Signal, ...] = ("keys", "head_keys")
         for signal in read:
@@ -56,11 +66,21 @@ class HuggingFaceReader(AttentionReader):
 
     def heads(self, attn: Any) -> int:
         """Number of query heads."""
+        attn = self._core(attn)
         return int(attn.num_heads if hasattr(attn, "num_heads") else attn.num_attention_heads)
+
+    def head_dim(self, attn: Any) -> int:
+        """Width of the keys of one head."""
+        attn = self._core(attn)
+        return getattr(attn, "attention_head_size", None) or super().head_dim(attn)
 
     def scale(self, attn: Any) -> float | None:
         """Factor on the products of queries and keys."""
+        attn = self._core(attn)
         return getattr(attn, "scaling", None) or getattr(attn, "scale", None)
+
+    def _core(self, attn: Any) -> Any:
+        return getattr(attn, self.core, attn)
 
 
 class OwnAttention:
@@ -107,6 +127,8 @@ def attention(
     Kernels without additive masks (flash attention) hand over to SDPA where sizes must be added to the logits.
     """
     call = current_call()
+    if call is not None and call.owed_bias is not None:
+        attention_mask = call.owed_bias if attention_mask is None else attention_mask + call.owed_bias
     while call is not None:
         call.see(module, query, key, value, attention_mask)
         call = call.outer

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -55,7 +56,24 @@ _VIT: dict[str, Any] = {
     "attn": "attention",
     **_COMMON,
 }
+_QIANFAN = _Parts(
+    attention=("layernorm_before", "attention", "lambda_1", "drop_path1"),
+    mlp=("layernorm_after", "mlp", "dropout", "lambda_2", "drop_path2"),
+    attn="attention",
+    **_COMMON,
+)
+# as BERT is built: the module that attends lies in one that projects, and the last layer of the MLP adds the residual
+_NESTED: dict[str, Any] = {
+    "attention": ("layernorm_before", "attention"),
+    "attn": "attention",
+    "indexed": {},
+    "bias": None,
+    "reader": HuggingFaceReader(core="attention", takes_mask=False),
+}
+_BERT = _Parts(mlp=("layernorm_after", "intermediate", "output.dense", "output.dropout"), **_NESTED)
+_POSE = _Parts(mlp=("layernorm_after", "mlp"), **_NESTED)
 _CLIP = _Parts(attention=("layer_norm1", "self_attn"), mlp=("layer_norm2", "mlp"), attn="self_attn", **_COMMON)
+_BLIP = replace(_CLIP, indexed={}, bias=None, reader=HuggingFaceReader(takes_mask=False))
 _DINO = _Parts(
     attention=("norm1", "attention", "layer_scale1", "drop_path"),
     mlp=("norm2", "mlp", "layer_scale2", "drop_path"),
@@ -82,8 +100,46 @@ def _several_class_tokens(config: Any) -> int:
     return config.n_cls_tokens
 
 
+def _summary(config: Any) -> int:
+    return config.num_cls_tokens + config.num_registers
+
+
 def _nothing(_config: Any) -> int:
     return 0
+
+
+def _once(_config: Any, _patches: int) -> int:
+    return 1
+
+
+def _squares(config: Any, patches: int) -> int:
+    return math.ceil(patches**0.5 / config.hidden_stride) ** 2
+
+
+def _detections(config: Any, _patches: int = 0) -> int:
+    return config.num_detection_tokens
+
+
+def _no_reason(_config: Any) -> str:
+    return ""
+
+
+def _several_experts(config: Any) -> str:
+    if config.num_experts == 1:
+        return ""
+    return (
+        f"its blocks choose one of {config.num_experts} experts by dataset_index, which is not known to work reduced. "
+        "Supported are models with num_experts=1."
+    )
+
+
+def _positions_between_blocks(config: Any) -> str:
+    if not config.use_mid_position_embeddings:
+        return ""
+    return (
+        "it adds position embeddings between its blocks (use_mid_position_embeddings), to all tokens, so no token may "
+        "be missing. Supported are YOLOS models without them."
+    )
 
 
 @dataclass(frozen=True)
@@ -95,12 +151,20 @@ class Family:
         parts: how its blocks are put together.
         prefix: tokens in front of the patches, by config.
         has_class_token: the first of them is a class token.
+        suffix: tokens behind the patches that are not to be reduced either, by config.
+        is_dense: every model around the encoder wants a row for every patch.
+        head_rows: rows that the linear layers behind the encoder take, by config and number of patches.
+        refuses: why a config cannot be reduced; empty if it can.
     """
 
     name: str
     parts: BlockParts
     prefix: Callable[[Any], int] = _class_token
     has_class_token: bool = True
+    suffix: Callable[[Any], int] = _nothing
+    is_dense: bool = False
+    head_rows: Callable[[Any, int], int] = _once
+    refuses: Callable[[Any], str] = _no_reason
 
 
 _NO_PREFIX: dict[str, Any] = {"prefix": _nothing, "has_class_token": False}
@@ -127,8 +191,40 @@ FAMILIES = {
     "dinov2_with_registers": Family("DINOv2 with registers", _DINO, prefix=_with_registers),
     "dinov3_vit": Family("DINOv3", _DINO, prefix=_with_registers),
     "aimv2_vision_model": Family("AIMv2", _AIM, **_NO_PREFIX),
+    "ovis2_vision": Family("Ovis2", _AIM, **_NO_PREFIX, is_dense=True, head_rows=_squares),
+    "blip_2_vision_model": Family("BLIP-2", _BLIP),
+    "instructblip_vision_model": Family("InstructBLIP", _BLIP),
+    "instructblipvideo_vision_model": Family("InstructBLIP Video", _BLIP),
+    "kosmos_2_vision_model": Family("Kosmos-2", _CLIP),
+    "janus_vision_model": Family("Janus", _CLIP, **_NO_PREFIX, is_dense=True),  # pools the patch in the corner
+    "idefics2_vision": Family("Idefics2", _CLIP, **_NO_PREFIX),
+    "idefics3_vision": Family("Idefics3", _CLIP, **_NO_PREFIX),
+    "smolvlm_vision": Family("SmolVLM", _CLIP, **_NO_PREFIX),
+    "qianfan_ocr_vision": Family("Qianfan-OCR", _QIANFAN),
+    "tipsv2_vision_model": Family("TIPSv2", _DINO, prefix=_with_registers),
+    "sapiens2": Family("Sapiens 2", _DINO, prefix=_with_registers),
+    "radio": Family("RADIO", _DINO, prefix=_summary),
+    "dpt": Family("DPT", _BERT),
+    "yolos": Family(
+        "YOLOS",
+        _BERT,
+        suffix=_detections,
+        head_rows=_detections,
+        refuses=_positions_between_blocks,
+    ),
+    "vitpose_backbone": Family("ViTPose", _POSE, **_NO_PREFIX, refuses=_several_experts),
+    "videomae": Family("VideoMAE", _BERT, **_NO_PREFIX),
+    "vivit": Family("ViViT", _Parts(**_VIT)),
 }
 """Encoders by the ``model_type`` of their config."""
+
+REFUSED = {
+    "mlcd_vision_model": "its attention takes one table of rotary positions for all images of a batch, and every "
+    "reduced image needs its own. Take a method that acts behind the encoder.",
+    "phi4_multimodal_vision": "transformers runs its attention causally under SDPA and not under eager attention, so "
+    "it is not known what a reduced one should compute. Take a method that acts behind the encoder.",
+}
+"""Why encoders that are built as known ones are refused, by the same."""
 
 TEXT_FAMILIES = {
     "clip_text_model": Family("CLIP text", _CLIP),
@@ -148,7 +244,8 @@ def find_blocks(encoder: nn.Module) -> list[nn.Module]:
 
 def require_parts(block: nn.Module, kind: Family) -> None:
     """Every child and parameter of the block must be one that the family's description runs through."""
-    known = {*kind.parts.attention, *kind.parts.mlp, *(kind.parts.own_bias or ())}
+    paths = (*kind.parts.attention, *kind.parts.mlp, *(kind.parts.own_bias or ()))
+    known = {path.partition(".")[0] for path in paths}
     found = [name for name, _ in [*block.named_children(), *block.named_parameters(recurse=False)]]
     strange = [name for name in found if name not in known]
     missing = [] if hasattr(block, kind.parts.attn) else [kind.parts.attn]

@@ -133,15 +133,15 @@ class TextTower(Tower):
         return text.text_eos_id if hasattr(text, "text_eos_id") else text.eos_id
 
     def _lead(self, arguments: dict[str, Any]) -> Tensor | None:
-        """[B] the position that the model pools, if it was given a text."""
+        """[B, 1] the position that the model pools, if it was given a text."""
         words = arguments.get("text")
         if words is None:
             return None
         if self._pool == "argmax":
-            return words.argmax(dim=1)
+            return words.argmax(dim=1, keepdim=True)
         if self._pool == "eos":
-            return (words == self._end).int().argmax(dim=1)
-        return torch.full_like(words[:, 0], 0 if self._pool == "first" else words.shape[1] - 1)
+            return (words == self._end).int().argmax(dim=1, keepdim=True)
+        return torch.full_like(words[:, :1], 0 if self._pool == "first" else -1)
 
 
 def _weights(projection: nn.Module | nn.Parameter) -> list[Tensor]:

@@ -17,7 +17,8 @@ Indexed = Literal["bias", "rope"]
 class BlockParts:
     """The two residual branches of a block, by the names of the modules or parameters that they run through.
 
-    A name that the block does not have, or has as ``None``, is skipped; a parameter multiplies (LayerScale).
+    A name may be a path (``output.dense``). One that the block does not have, or has as ``None``, is skipped; a
+    parameter multiplies (LayerScale).
 
     Attributes:
         attention: the attention branch, in order.
@@ -28,7 +29,8 @@ class BlockParts:
         mlp_stack: the same for the MLP.
         indexed: arguments of the block that are indexed by token: an attention bias [.., N or 1, N], or RoPE rows
             [.., N, D] of the tokens behind the prefix.
-        bias: the argument through which an additive float bias over the keys reaches the attention.
+        bias: the argument through which an additive float bias over the keys reaches the attention; ``None`` if there
+            is none, so that the reader has to add the ``owed_bias`` of the call.
         own_bias: path of a module in the block, and its method, that compute a relative position bias of full size.
         own_bias_only: the attention ignores ``bias`` when it has a bias of its own.
         own_bias_length: argument of that method that is the number of tokens.
@@ -41,7 +43,7 @@ class BlockParts:
     attention_stack: str | None = None
     mlp_stack: str | None = None
     indexed: Mapping[str, Indexed] = field(default_factory=lambda: {"attn_mask": "bias"})
-    bias: str = "attn_mask"
+    bias: str | None = "attn_mask"
     own_bias: tuple[str, str] | None = None
     own_bias_only: bool = False
     own_bias_length: str | None = None
@@ -55,16 +57,11 @@ class BlockParts:
 
     def bias_owner(self, block: nn.Module) -> nn.Module | None:
         """The module that computes a relative position bias for ``block``, if it has one."""
-        if self.own_bias is None:
-            return None
-        owner: Any = block
-        for name in filter(None, self.own_bias[0].split(".")):
-            owner = getattr(owner, name, None)
-        return owner
+        return None if self.own_bias is None else _find(block, self.own_bias[0])
 
     def mlp_modules(self, block: nn.Module) -> list[nn.Module]:
         """The modules of the MLP branches."""
-        parts = [getattr(holder, name, None) for holder in _holders(block, self.mlp_stack) for name in self.mlp]
+        parts = [_find(holder, name) for holder in _holders(block, self.mlp_stack) for name in self.mlp]
         return [part for part in parts if isinstance(part, nn.Module)]
 
     def attend(self, block: nn.Module, x: Tensor, arguments: Mapping[str, Any]) -> Tensor:
@@ -73,7 +70,7 @@ class BlockParts:
         for holder in _holders(block, self.attention_stack):
             y = x
             for name in self.attention:
-                part = getattr(holder, name, None)
+                part = _find(holder, name)
                 y = self.call(part, y, arguments) if name == self.attn and part is not None else _run(part, y)
             branches.append(y)
         return _sum(branches)
@@ -101,7 +98,7 @@ class BlockParts:
         for holder in _holders(block, self.mlp_stack):
             y = x
             for name in self.mlp:
-                y = _run(getattr(holder, name, None), y)
+                y = _run(_find(holder, name), y)
             branches.append(y)
         return _sum(branches)
 
@@ -130,6 +127,13 @@ class BlockRegistry:
 
 def _holders(block: nn.Module, stack: str | None) -> Iterator[nn.Module]:
     return iter([block] if stack is None else getattr(block, stack))
+
+
+def _find(holder: Any, path: str) -> Any:
+    """What lies at ``path``; ``None`` if it is not there."""
+    for name in filter(None, path.split(".")):
+        holder = getattr(holder, name, None)
+    return holder
 
 
 def _run(part: Any, x: Tensor) -> Tensor:

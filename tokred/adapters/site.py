@@ -228,7 +228,7 @@ class Site:
             parts.reader.signals(attn, call.caught, arguments, self.reduction.shape.num_prefix)
         )
         signals["before"] = lambda: before
-        bias = call.caught.get("bias", arguments.get(parts.bias))
+        bias = call.caught.get("bias", arguments.get(parts.bias or ""))
         if guests.shape[1]:
             signals = {name: partial(_first_tokens, read, tokens) for name, read in signals.items()}
             bias = None if bias is None else bias[..., : min(tokens, bias.shape[-2]), :tokens]
@@ -254,7 +254,7 @@ class Site:
                 "made a new tensor. Remove the patch, or place tokred.nn.Reduce by hand."
             )
         valid = None
-        mask = arguments.get(self.parts.bias) if self.reduction.padding_in_mask else None
+        mask = arguments.get(self.parts.bias or "") if self.reduction.padding_in_mask else None
         if mask is not None and len(mask) == len(x):  # one mask for all images is a bias, and hides no padding
             row = mask[:, 0, 0]  # the first token is never padding, so it sees all that are not
             valid = row if row.dtype == torch.bool else row > torch.finfo(row.dtype).min / 2
@@ -262,7 +262,8 @@ class Site:
         lead, full_length = _asked_for(x)
         state = TokenState(num_initial=x.shape[1], valid=valid, origin=origin, full_length=full_length)
         if lead is not None:
-            order = (origin != lead[:, None]).to(torch.int8).argsort(dim=1, stable=True)
+            behind = torch.ones_like(origin).scatter(1, (lead % x.shape[1]).expand(x.shape[0], -1), 0)
+            order = behind.argsort(dim=1, stable=True)
             token_map = TokenMap.select(order, x.shape[1])
             x, state = token_map.apply(x), state.after(-1, token_map)
         if self.reduction.carries(x.shape[1]) and not self.reduction.idle:
@@ -285,7 +286,9 @@ class Site:
         bias = key_bias(state, self.reduction.method.proportional, x.dtype)
         if bias is not None:
             call.size_bias = bias
-            if not (self.parts.own_bias_only and self.own_bias.owner is not None):
+            if self.parts.bias is None:
+                call.owed_bias = bias
+            elif not (self.parts.own_bias_only and self.own_bias.owner is not None):
                 arguments[self.parts.bias] = add_bias(arguments.get(self.parts.bias), bias)
         return arguments
 

@@ -21,7 +21,7 @@ class RunningMethod:
         module: the module.
         name: of the method.
         full_length: the blocks return one row for every token that entered.
-        lead: finds, from the arguments by name, the token [B] that takes the place of a class token.
+        lead: finds, from the arguments by name, the tokens [B or 1, K] that take the place of prefix tokens.
         after: changes what the method returned, given the state behind the last block.
     """
 
