@@ -391,7 +391,7 @@ def test_other_models_are_refused_by_name():
     [
         (hf.YolosModel, hf.YolosConfig, {**zoo.MLP, "image_size": [64, 64]}, "between its blocks"),
         (hf.VitPoseBackbone, hf.VitPoseBackboneConfig, {"num_experts": 2, "part_features": 8}, "one of 2 experts"),
-        (hf.Phi4MultimodalVisionModel, hf.Phi4MultimodalVisionConfig, zoo.MLP, "causal under SDPA"),
+        (hf.Phi4MultimodalVisionModel, hf.Phi4MultimodalVisionConfig, zoo.MLP, "causally under SDPA"),
         (hf.MLCDVisionModel, hf.MLCDVisionConfig, zoo.MLP, "one table of rotary positions"),
         (hf.SamVisionModel, hf.SamVisionConfig, {"mlp_dim": 96}, "no adapter for blocks of class SamVisionLayer"),
     ],

@@ -42,6 +42,17 @@ every_method = pytest.mark.parametrize("method", VARIANTS.values(), ids=VARIANTS
 every_layout = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 
 
+def where(holds):
+    """All methods on all layouts for which ``holds(method, layout)``."""
+    pairs = [
+        pytest.param(method, layout, id=f"{layout_name}-{name}")
+        for layout_name, layout in LAYOUTS.items()
+        for name, method in VARIANTS.items()
+        if holds(method, layout)
+    ]
+    return pytest.mark.parametrize(("method", "layout"), pairs)
+
+
 def newlines_of(token_map, layout):
     return layout.newline[token_map.kept[0]]
 
@@ -52,11 +63,26 @@ def works(method, layout):
     return not released or layout.num_patches % (layout.num_partitions - 1) == 0
 
 
-@every_method
-@every_layout
+def in_rounds(method):
+    """The rounds of AIM set the number of tokens."""
+    return isinstance(method, AIMMerge) and bool(method.rounds)
+
+
+def has_a_budget(method):
+    """Neither the image sets the number of tokens, nor rounds, nor the released ratios of GlobalCom2."""
+    released = isinstance(method, GlobalCom2) and method.variant == "released"
+    return not (method.name in ADAPTIVE or in_rounds(method) or released)
+
+
+def keeps_order(method, layout):
+    """AIM and some released variants have an order of their own."""
+    released = getattr(method, "order", "") == "released" or getattr(method, "variant", "") == "released"
+    own = isinstance(method, AIMMerge) or (released and (layout.mosaic is None or isinstance(method, GlobalCom2)))
+    return works(method, layout) and not own
+
+
+@where(works)
 def test_a_map_of_one_image_with_at_least_one_token_and_finite_rows(method, layout):
-    if not works(method, layout):
-        pytest.skip("refused, see below")
     view = random_view(layout)
     token_map = method.reduce(view)
     assert token_map.kept.shape[0] == 1
@@ -70,12 +96,9 @@ def test_a_map_of_one_image_with_at_least_one_token_and_finite_rows(method, layo
     assert token_map.apply(view.features.unsqueeze(0)).isfinite().all()
 
 
-@every_method
-@every_layout
+@where(lambda method, layout: works(method, layout) and not in_rounds(method))
 @pytest.mark.parametrize("keep", [0.1, 0.25, 0.5, 0.9, 1, 7, 20])
 def test_no_more_patches_stay_than_were_asked_for(method, layout, keep):
-    if not works(method, layout) or (isinstance(method, AIMMerge) and method.rounds):
-        pytest.skip("another question")
     method = method.with_(keep=keep)
     token_map = method.reduce(random_view(layout))
     found = int((~newlines_of(token_map, layout)).sum())
@@ -92,22 +115,14 @@ def test_no_more_patches_stay_than_were_asked_for(method, layout, keep):
     assert found <= bound
 
 
-@every_method
-@every_layout
+@where(lambda method, _layout: has_a_budget(method))
 def test_a_budget_above_all_tokens_keeps_them_all_unless_the_image_sets_the_number(method, layout):
-    if method.name in ADAPTIVE or (isinstance(method, AIMMerge) and method.rounds):
-        pytest.skip("adaptive")
-    if isinstance(method, GlobalCom2) and method.variant == "released":
-        pytest.skip("has no such setting")
     token_map = method.with_(keep=10_000).reduce(random_view(layout))
     assert int((~newlines_of(token_map, layout)).sum()) == int((~layout.newline).sum())
 
 
-@every_method
-@every_layout
+@where(works)
 def test_a_budget_of_nothing_warns_and_keeps_something(method, layout):
-    if not works(method, layout):
-        pytest.skip("refused, see below")
     with pytest.warns(UserWarning, match="no visual token"):
         nothing = method.with_(keep=0)
     assert (~newlines_of(nothing.reduce(random_view(layout)), layout)).sum() >= 1
@@ -126,11 +141,8 @@ def test_the_zero_of_a_method_changes_nothing(method, layout):
     assert torch.equal(token_map.apply(view.features.unsqueeze(0))[0], view.features)
 
 
-@every_method
-@every_layout
+@where(works)
 def test_newlines_all_stay_or_all_go(method, layout):
-    if not works(method, layout):
-        pytest.skip("refused, see below")
     view = random_view(layout)
     kept = method.with_(newlines="unpadded").reduce(view).kept[0]
     assert torch.equal(kept[layout.newline[kept]].unique(), layout.newline.nonzero().squeeze(1))
@@ -139,23 +151,14 @@ def test_newlines_all_stay_or_all_go(method, layout):
     assert torch.equal(dropped.kept[0].sort().values, kept[~layout.newline[kept]].sort().values)
 
 
-@every_method
-@every_layout
+@where(keeps_order)
 def test_tokens_stay_in_the_order_of_their_places(method, layout):
-    released = getattr(method, "order", "") == "released" or getattr(method, "variant", "") == "released"
-    if not works(method, layout) or isinstance(method, AIMMerge):
-        pytest.skip("its own order")
-    if released and (layout.mosaic is None or isinstance(method, GlobalCom2)):
-        pytest.skip("its own order")
     kept = method.reduce(random_view(layout)).kept[0]
     assert (kept.diff() > 0).all()
 
 
-@every_method
-@every_layout
+@where(works)
 def test_encoders_without_class_token_are_served(method, layout):
-    if not works(method, layout):
-        pytest.skip("refused, see below")
     for registers in (0, 3):
         view = random_view(layout, class_token=False, registers=registers)
         assert method.reduce(view).num_slots >= 1
@@ -167,11 +170,8 @@ def test_registers_are_no_patches(method):
     assert method.reduce(random_view(layout, registers=4)).kept.max() < layout.num_tokens
 
 
-@every_method
-@every_layout
+@where(works)
 def test_what_happens_to_an_image_does_not_depend_on_its_batch(method, layout):
-    if not works(method, layout):
-        pytest.skip("refused, see below")
     batch = Image(3 + 2 * layout.num_partitions, layout.grid, seed=5)
     together = method.reduce(batch.view(layout, first=3))
     alone = batch.permuted(torch.arange(3, 3 + layout.num_partitions))
@@ -181,10 +181,8 @@ def test_what_happens_to_an_image_does_not_depend_on_its_batch(method, layout):
     assert torch.equal(found.into, together.into)
 
 
-@every_method
+@pytest.mark.parametrize("method", [m for m in VARIANTS.values() if not isinstance(m, RandomVisual)])
 def test_partitions_of_a_video_do_not_see_each_other(method):
-    if isinstance(method, RandomVisual):
-        pytest.skip("draws by place")
     layout, order = VisualLayout.plain((4, 4), frames=3), torch.tensor([2, 0, 1])
     image = Image(3, (4, 4), seed=3)
     view, permuted = image.view(layout), image.permuted(order).view(layout)

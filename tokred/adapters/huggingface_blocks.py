@@ -219,8 +219,8 @@ FAMILIES = {
 """Encoders by the ``model_type`` of their config."""
 
 REFUSED = {
-    "mlcd_vision_model": "its attention takes one table of rotary positions for all images of a batch, and every reduced "
-    "image needs its own. Take a method that acts behind the encoder.",
+    "mlcd_vision_model": "its attention takes one table of rotary positions for all images of a batch, and every "
+    "reduced image needs its own. Take a method that acts behind the encoder.",
     "phi4_multimodal_vision": "transformers runs its attention causally under SDPA and not under eager attention, so "
     "it is not known what a reduced one should compute. Take a method that acts behind the encoder.",
 }
