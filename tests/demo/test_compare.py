@@ -17,7 +17,7 @@ def test_results_come_method_by_method_and_in_files_at_the_end(tmp_path):
     stages = list(
         compare.run(
             "vit-fmnist", ["tome", "topk"], ["65%"], examples.clothes()[:3], "gmacs", tmp_path,
-            lambda now: seen.append((now.index + now.share) / now.total),
+            lambda now: seen.append(now.completed / now.total),
         )
     )  # fmt: skip
     assert [len(stage.rows) for stage in stages] == [2, 3, 3]

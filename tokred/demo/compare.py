@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -98,9 +98,7 @@ def run(
     for count in range(1, len(methods) + 1):
         part = plan(name, methods[:count], budgets, data, images)
         with shelf.CLOCK:
-            rows = run_sweep(
-                part, folder, resume=count > 1, report=lambda p: report(Progress(p.point, p.index, total, p.share))
-            )
+            rows = run_sweep(part, folder, resume=count > 1, report=lambda now: report(replace(now, total=total)))
         plot, page, *_ = plot_results(folder, x, y)
         yield Stage(tuple(rows), plot)
     table_file, sweep_file = folder / "results.parquet", folder / "sweep.yaml"
@@ -194,7 +192,7 @@ def add_tab() -> None:
     @saying_why
     def compare(model_name, method_names, shares, own, axis, progress=gr.Progress()):  # noqa: B008 - gradio's way
         def report(now: Progress) -> None:
-            progress((now.index + now.share) / now.total, desc=str(now.point))
+            progress(now.completed / now.total, desc=str(now.point))
 
         with tempfile.TemporaryDirectory(prefix="tokred-") as place:
             for stage in run(model_name, method_names, shares, own, axis, Path(place), report):
