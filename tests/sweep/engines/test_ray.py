@@ -88,19 +88,19 @@ def test_a_cluster_reaches_the_same_results_as_this_process_with_shards_and_with
 
 def test_a_killed_worker_s_point_is_tried_again_and_counted_once(cluster: str, tmp_path: Path):
     store = Store(tmp_path / "out")
-    rows = measure_points(synthetic_spec(tmp_path, 3), synthetic_kind(crash), store, RayEngine(), {})
+    rows = measure_points(synthetic_spec(tmp_path, 4), synthetic_kind(crash), store, RayEngine(), {})
     assert [row["status"] for row in rows] == ["finished"] * 4
-    assert sorted(log_of(tmp_path)) == ["index=0", "index=1", "index=1", "index=2", "unpatched"]
+    assert sorted(log_of(tmp_path)) == ["index=1", "index=1", "index=2", "index=3", "unpatched"]
     assert len(list(store.points.iterdir())) == 4
 
 
 def test_a_point_that_always_crashes_is_recorded_and_the_rest_completes(cluster: str, tmp_path: Path):
     (tmp_path / "always").touch()
     store = Store(tmp_path / "out")
-    rows = measure_points(synthetic_spec(tmp_path, 3), synthetic_kind(crash), store, RayEngine(retries=1), {})
-    assert [row["status"] for row in rows] == ["finished", "finished", "failed", "finished"]
-    assert rows[2]["error"].startswith("WorkerCrashedError")
-    assert store.read()[rows[2]["key"]]["error"] == rows[2]["error"]
+    rows = measure_points(synthetic_spec(tmp_path, 4), synthetic_kind(crash), store, RayEngine(retries=1), {})
+    assert [row["status"] for row in rows] == ["finished", "failed", "finished", "finished"]
+    assert rows[1]["error"].startswith("WorkerCrashedError")
+    assert store.read()[rows[1]["key"]]["error"] == rows[1]["error"]
 
 
 def test_an_interruption_stops_what_runs_and_keeps_what_is_finished(cluster: str, tmp_path: Path):
@@ -152,5 +152,5 @@ def test_a_sweep_whose_driver_was_killed_goes_on_and_repeats_nothing(cluster: st
     finished = store.finished()
     (tmp_path / "go").touch()
     rows = measure_points(synthetic_spec(tmp_path, 4), synthetic_kind(wait), store, RayEngine(), finished)
-    assert [row["status"] for row in rows] == ["finished"] * 5
+    assert [row["status"] for row in rows] == ["finished"] * 4
     assert {log_of(tmp_path).count(row["label"] or "unpatched") for row in finished.values()} == {1}
