@@ -131,7 +131,7 @@ from tokred.sweep.engines.ray import RayEngine
 from tokred.sweep.run import measure_points
 
 folder, address = Path(sys.argv[1]), sys.argv[2]
-measure_points(synthetic_spec(folder, 5), synthetic_kind(wait), Store(folder / "out"), RayEngine(address), {})
+measure_points(synthetic_spec(folder, 4), synthetic_kind(wait), Store(folder / "out"), RayEngine(address), {})
 """
 
 
@@ -151,6 +151,6 @@ def test_a_sweep_whose_driver_was_killed_goes_on_and_repeats_nothing(cluster: st
     driver.wait()
     finished = store.finished()
     (tmp_path / "go").touch()
-    rows = measure_points(synthetic_spec(tmp_path, 5), synthetic_kind(wait), store, RayEngine(), finished)
-    assert [row["status"] for row in rows] == ["finished"] * 5
+    rows = measure_points(synthetic_spec(tmp_path, 4), synthetic_kind(wait), store, RayEngine(), finished)
+    assert [row["status"] for row in rows] == ["finished"] * 4
     assert {log_of(tmp_path).count(row["label"] or "unpatched") for row in finished.values()} == {1}
