@@ -109,6 +109,16 @@ def finetuned() -> str:
     return _table("model|GMACs|test top-1 %", [[row["model"], *_cells(row, forms)] for row in record["results"]])
 
 
+def methods() -> str:
+    """Every method for encoders on one model, each from the dearest point to the cheapest."""
+    rows = _rows("methods.parquet", lambda row: (row["method"] != "unpatched", row["method"], -row["gmacs"]))
+    forms = (
+        ("gmacs", ".3f"), ("top1", ".1f"), ("agreement", ".1f"), ("ideal_speedup", ".2fx"), ("speedup", ".2fx"),
+    )  # fmt: skip
+    cells = [[f"`{row['method']}`", _setting(row), *_cells(row, forms)] for row in rows]
+    return _table("method|setting|GMACs|top-1 %|agreement %|ideal|speed-up", cells, text=2)
+
+
 def tome() -> str:
     """Speed of ToMe beside the ratio of the MACs."""
     record = json.loads((RESULTS / "bench_tome.json").read_text())
@@ -155,12 +165,17 @@ def load() -> str:
     return _table("what|measured", rows)
 
 
-_ALL = (questions, retrieval, tokens, attention, narrow, search, learned, finetuned, tome, load)
+_ALL = (questions, retrieval, tokens, attention, narrow, search, learned, methods, finetuned, tome, load)
 TABLES: dict[str, Callable[[], str]] = {table.__name__: table for table in _ALL}
 
 
 def _rows(file: str, order: Callable[[dict[str, Any]], Any]) -> list[dict[str, Any]]:
     return sorted(pl.read_parquet(RESULTS / file).to_dicts(), key=order)
+
+
+def _setting(row: dict[str, Any]) -> str:
+    """The label of a point, learned parts in short."""
+    return re.sub(r"weights=[\w-]+/([\w.-]+)", "learned parts", row["label"]) or "-"
 
 
 def _cells(row: dict[str, Any], forms: Iterable[tuple[str, str]]) -> list[str]:

@@ -129,6 +129,25 @@ def test_the_text_on_learning_is_what_was_measured():
     assert {track: list(counts) for track, counts in shipped.tracks.items()} == learned["tracks"]
 
 
+def test_the_text_on_the_misses_in_speed_is_what_was_measured():
+    record = json.loads((ROOT / "docs" / "results" / "bench_tome.json").read_text())
+    reached = {point["r"]: point["measured_over_ideal"] for point in record["results"]}
+    text = " ".join(PAGE.split())
+    assert reached[0] >= 0.98
+    assert reached[13] >= 0.97
+    missed = [f"{0.97 - round(reached[r], 3):.3f}" for r in (8, 16)]
+    assert f"missed at r=8 by {missed[0]} and at r=16 by {missed[1]}." in text
+
+
+def test_the_text_on_all_methods_is_what_was_measured():
+    results = pl.read_parquet(ROOT / "docs" / "results" / "methods.parquet")
+    assert set(results["status"]) == {"finished"}
+    assert set(results["images"]) == {1000}
+    assert set(tokred.methods()) == set(results["method"]) - {"unpatched"}, "every method has its curve"
+    whole = results.filter(pl.col("method") == "unpatched")["top1"][0] / 100
+    assert f"of an accuracy is {100 * (whole * (1 - whole) / 1000) ** 0.5:.1f} points here" in " ".join(PAGE.split())
+
+
 def test_fine_tuning_was_measured_on_all_test_images():
     record = json.loads((ROOT / "docs" / "results" / "finetune_evit.json").read_text())
     assert {row["images"] for row in record["results"]} == {10_000}

@@ -7,10 +7,12 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import tokred
 from tokred.assets import build_model, load_model, save_model
 from tokred.errors import ConfigError
+from tokred.folders import shipped_folder
 from tokred.train import classification
 from tokred.train.classification import ClassificationTask
 from tokred.train.config import TrainSpec, with_method
@@ -138,3 +140,18 @@ def test_recipes_that_contradict_themselves_are_refused(more, named):
 def test_knobs_without_a_method_are_refused():
     with pytest.raises(ConfigError, match="of which method"):
         with_method(recipe(None), None, {"keep": 0.5})
+
+
+SHIPPED_PARTS = sorted(file.stem for file in shipped_folder("models/vit-fmnist-parts").glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("name", SHIPPED_PARTS)
+def test_shipped_parts_fit_the_model_that_they_were_trained_for(name):
+    file = shipped_folder("models/vit-fmnist-parts") / f"{name}.safetensors"
+    name, keep = name.split("-")
+    around = {"around": "evit"} if name == "clca" else {}
+    method = tokred.create_method(name, keep=float(keep), weights=f"vit-fmnist-parts/{file.stem}", **around)
+    with tokred.patch(load_model("vit-fmnist"), method) as handle:
+        learned = load_file(file)
+        assert learned
+        assert all(torch.equal(handle.modules.state_dict()[key], value.float()) for key, value in learned.items())

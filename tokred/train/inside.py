@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,9 @@ class Inside(nn.Module):
 
     def __init__(self, network: nn.Module, method: Method, *, parts_only: bool = False) -> None:
         super().__init__()
-        self.handle = patch(network, method, trace=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The learnable parts")  # they are about to learn
+            self.handle = patch(network, method, trace=True)
         self.network = network.requires_grad_(not parts_only)
         self.parts = self.handle.modules if self.handle.modules is not None else nn.ModuleDict()
         self.parts_only = parts_only
