@@ -6,6 +6,7 @@ import yaml
 from tokred.assets import build_model
 from tokred.errors import ConfigError
 from tokred.folders import shipped_folder
+from tokred.train.classification import model_config
 from tokred.train.config import VQA, Classification, load_spec
 from tokred.train.vqa_model import build_multimodal, build_processor
 
@@ -19,7 +20,7 @@ def test_every_shipped_recipe_loads_and_builds_its_model(path):
         model = build_multimodal(task.model, build_processor(task.model))
         assert 2 * sum(p.numel() for p in model.parameters()) < 12e6
     elif isinstance(task, Classification):
-        model = build_model(task.model)
+        model = build_model(model_config(task))
         assert 2 * sum(p.numel() for p in model.parameters()) < 4e6
 
 
