@@ -109,15 +109,12 @@ class AttentionReader:
     """Reads the signals of one kind of attention module; families override what differs.
 
     ``hooks`` installs what catches tensors during a call; ``signals`` turns what was caught into the signals of a view.
-
-    Attributes:
-        always: install the hooks even if the method reads nothing, since the module takes no mask as it is.
     """
 
-    always: bool = False
-
     def hooks(self, attn: nn.Module, needs: Iterable[Signal]) -> list[Removable]:
-        """Install the hooks that the signals need."""
+        """Install the hooks that the signals need, and those without which the module takes no mask; maybe none."""
+        if not needs:
+            return []
         raise TypeError(f"No way is known to read {sorted(needs)} of {type(attn).__name__}.")
 
     def signals(

@@ -31,11 +31,16 @@ class HuggingFaceReader(AttentionReader):
 
     def __init__(self, core: str = "", takes_mask: bool = True) -> None:
         self.core = core
-        self.always = not takes_mask
+        self.takes_mask = takes_mask
 
     def hooks(self, attn: Any, needs: Iterable[Signal]) -> list[Removable]:
-        """Put ``attn`` on an attention function that shows its arguments and then calls the one the model asked for."""
+        """Put ``attn`` on an attention function that shows its arguments and then calls the one the model asked for.
+
+        This is done where nothing is read, too, since our function takes masks that a kernel of the model does not.
+        """
         needs, attn = set(needs), self._core(attn)
+        if not needs and self.takes_mask and _functions_of(attn) is None:
+            return []
         hooks: list[Removable] = [OwnAttention(attn)]
         read: tuple[Signal, ...] = ("keys", "head_keys")
         for signal in read:
@@ -56,11 +61,12 @@ class HuggingFaceReader(AttentionReader):
         }
 
     def _catch_keys(
-        self, attn: nn.Module, signal: Signal, _module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor
+        self, attn: nn.Module, signal: Signal, k_proj: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor
     ) -> None:
         """Keys of all heads, or their mean, taken at once, while they are in the cache."""
         call = current_call()
         if call is not None and call.catching:
+            _require_in_place(attn, k_proj)
             keys = output.unflatten(-1, (-1, self.head_dim(attn)))
             call.caught[signal] = keys.mean(dim=2) if signal == "keys" else keys.transpose(1, 2)
 
@@ -81,6 +87,14 @@ class HuggingFaceReader(AttentionReader):
 
     def _core(self, attn: Any) -> Any:
         return getattr(attn, self.core, attn)
+
+
+def _require_in_place(attn: Any, k_proj: nn.Module) -> None:
+    if attn.k_proj is not k_proj:
+        raise RuntimeError(
+            f"The k_proj of {type(attn).__name__} was replaced by {type(attn.k_proj).__name__} after the model was "
+            "patched, so the keys that are read are not those of the model. Wrap the model first (PEFT), then patch it."
+        )
 
 
 class OwnAttention:
@@ -133,6 +147,8 @@ def attention(
         call.see(module, query, key, value, attention_mask)
         call = call.outer
     name = vars(module)[_CONFIG]._attn_implementation
+    if name == "flex_attention":  # would be compiled anew for every number of tokens
+        name = "sdpa"
     if attention_mask is not None and attention_mask.ndim == 4 and name not in ("eager", None):
         name = "sdpa"
         if attention_mask.shape[1:3] == (1, 1) and attention_mask.is_floating_point():  # one bias for every key
@@ -142,6 +158,19 @@ def attention(
                 y = proportional_attention(query, key, value, bias, scale, dropout, way)
                 return y.transpose(1, 2).contiguous(), None
     return _implementation(module, name)(module, query, key, value, attention_mask, **kwargs)
+
+
+def dense_mask(mask: Any) -> Tensor | None:
+    """A mask as transformers makes it for any kernel, as SDPA takes it [B, H or 1, N or 1, N]; ``None`` hides nothing.
+
+    Flash attention gets the tokens that are not padding [B, N], FlexAttention a ``BlockMask``.
+    """
+    if not isinstance(mask, Tensor):
+        from torch.nn.attention.flex_attention import create_mask  # slow to import, and rarely wanted
+
+        mask = create_mask(mask.mask_mod, *mask.shape, device=mask.kv_num_blocks.device)
+        return None if mask.all() else mask
+    return mask[:, None, None].bool() if mask.ndim == 2 else mask
 
 
 def _register() -> None:

@@ -10,13 +10,19 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tokred.adapters.huggingface_attention import HuggingFaceReader
+from tokred.adapters.huggingface_attention import HuggingFaceReader, dense_mask
 from tokred.adapters.parts import BlockParts
 from tokred.errors import UnsupportedModelError
 
 
 class _Parts(BlockParts):
-    """Blocks whose class checkpoints its own forward."""
+    """Blocks whose class checkpoints its own forward, and whose masks are made for the kernel of the attention."""
+
+    def with_dense_masks(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Turn a mask made for flash or flex attention into one that can be cut to the tokens that are there."""
+        if self.bias is None or arguments.get(self.bias) is None:
+            return arguments
+        return {**arguments, self.bias: dense_mask(arguments[self.bias])}
 
     def original(self, block: nn.Module) -> Callable[..., Tensor]:
         """The forward without the checkpoint around it."""

@@ -230,6 +230,12 @@ def _parts_of(block: nn.Module) -> BlockParts | None:
     attn = getattr(block, "attn", None)
     if isinstance(attn, nn.MultiheadAttention):
         return _MULTIHEAD
+    if isinstance(getattr(attn, "base_layer", None), nn.MultiheadAttention):
+        raise UnsupportedModelError(
+            f"{type(attn).__module__}.{type(attn).__name__} is wrapped around the attention of a block, whose weights "
+            "tokred reads, so what it adds would be left out. PEFT's adapters are supported on linear layers; leave "
+            "the attention out of target_modules, or merge the adapters first (merge_and_unload)."
+        )
     return _OWN if hasattr(attn, "ln_k") and hasattr(attn, "in_proj_weight") else None
 
 

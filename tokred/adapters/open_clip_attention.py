@@ -21,8 +21,6 @@ class MultiheadReader(AttentionReader):
     It is what the module computes, by the fused attention function of torch.
     """
 
-    always = True
-
     def hooks(self, attn: Any, needs: Iterable[Signal]) -> list[Removable]:
         """Replace the forward of this instance."""
         return [OwnMultihead(attn)]
@@ -91,6 +89,8 @@ class OpenClipReader(AttentionReader):
 
     def hooks(self, attn: Any, needs: Iterable[Signal]) -> list[Removable]:
         """Catch them."""
+        if not needs:
+            return []
         return [
             attn.ln_k.register_forward_pre_hook(partial(catch_input, "raw_keys")),
             attn.ln_k.register_forward_hook(partial(catch_output, "k")),

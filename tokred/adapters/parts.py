@@ -83,6 +83,10 @@ class BlockParts:
         """What runs a function and forgets its activations, where the block's own forward would do so."""
         return None
 
+    def with_dense_masks(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """The arguments of the block, with every mask as a tensor [.., N or 1, N]."""
+        return arguments
+
     def for_attention(self, block: nn.Module, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
         """What the attention module gets of the arguments of the block."""
         return arguments

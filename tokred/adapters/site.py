@@ -131,11 +131,8 @@ class Site:
     def install(self) -> list[Removable]:
         """Replace the forward of the block; returns the hooks that were added."""
         self.block.forward = self.forward
-        hooks: list[Removable] = []
-        method = self.reduction.method
-        modules = self.parts.attention_modules(self.block)
-        if method.needs - {"before"} or self.parts.reader.always:
-            hooks += self.parts.reader.hooks(modules[0], method.needs)
+        attn = self.parts.attention_modules(self.block)[0]
+        hooks = self.parts.reader.hooks(attn, self.reduction.method.needs - {"before"})
         self.own_bias.install()
         return hooks
 
@@ -147,6 +144,7 @@ class Site:
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Run the block on ``x`` [B, N, C], reduced or in full length; returns what the next block expects."""
         arguments = {**dict(zip(self.argument_names, args, strict=False)), **kwargs}
+        arguments = self.parts.with_dense_masks(arguments)
         checkpoint = self.parts.checkpoint(self.block)
         if checkpoint is None:
             return self._forward(x, arguments)
