@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms.functional import to_pil_image
 
 from tests.multimodal import recipe
+from tokred.data.easy_vqa import easy_vqa_sample
 from tokred.errors import ConfigError
 from tokred.train.vqa_model import build_multimodal, build_processor
 
@@ -114,12 +116,29 @@ def test_answers_end_where_the_task_says(plugin: Any):
     assert plugin._until(" yes ", None or []) == "yes"
 
 
+def test_the_continuation_that_the_model_writes_is_the_likeliest(plugin: Any):
+    model = plugin.Tokred("llava-shapes", method="fopru", keep=0.25, device="cpu")
+    sample = easy_vqa_sample("test")
+    docs = [{"image": to_pil_image(sample[i].image), "text": sample[i].question} for i in (0, 40)]
+    model.task_dict = {"task": {"test": docs}}
+    for index, doc in enumerate(docs):
+        place = (lambda doc: [doc["image"]], index, "task", "test")
+        (written,) = model.generate_until([SimpleNamespace(args=(doc["text"], {"max_new_tokens": 1}, *place))])
+        choices = [written, *({"yes", "no", "circle", "red", "teal"} - {written})]
+        targets = [*choices, lambda _, other=choices[1]: other]
+        found = model.loglikelihood([SimpleNamespace(args=(doc["text"], target, *place)) for target in targets])
+        assert found.pop() == found[1], "a target may be read off the document"
+        assert [greedy for _, greedy in found] == [True] + [False] * (len(choices) - 1)
+        assert min(found) == found[0]
+        assert found[0][0] < 1, "a trained model is fairly sure"
+
+
 def test_knobs_without_a_method_and_other_kinds_of_tasks_are_refused(plugin: Any, model_folder: str):
     with pytest.raises(ConfigError, match="method="):
         plugin.Tokred(model_folder, keep=0.5)
     model = plugin.Tokred(model_folder, device="cpu")
     with pytest.raises(NotImplementedError, match="generate_until"):
-        model.loglikelihood([])
+        model.generate_until_multi_round([])
 
 
 def test_the_entry_point_names_a_class_that_is_there(plugin: Any):

@@ -15,6 +15,7 @@ import torch
 from lmms_eval.api.model import lmms  # pyright: ignore[reportMissingImports]
 from lmms_eval.models.registry_v2 import ModelManifest  # pyright: ignore[reportMissingImports]
 from PIL import Image
+from torch.nn.functional import cross_entropy
 
 from tokred.errors import ConfigError
 from tokred.methods import create_method
@@ -78,34 +79,54 @@ class Tokred(lmms):
         return [answers[index] for index in range(len(requests))]
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
-        """Refused: tasks that compare likelihoods are not supported yet."""
-        raise NotImplementedError("tokred answers by generating; choose tasks with output_type: generate_until.")
+        """How unlikely each continuation is, and whether the model would write it.
+
+        Returns:
+            The mean negative logarithm of the probability of its tokens, of which lmms-eval takes the smallest (as its
+            own models give it), and whether each of them is the likeliest.
+        """
+        return [self._likelihood(*request.args) for request in requests]
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
         """Refused: tasks of several rounds are not supported yet."""
-        raise NotImplementedError("tokred answers single questions; choose tasks with output_type: generate_until.")
+        raise NotImplementedError(
+            "tokred answers single questions; choose tasks with output_type generate_until, multiple_choice or "
+            "loglikelihood."
+        )
 
     @torch.inference_mode()
     def _answer(self, batch: Sequence[tuple[Any, ...]], settings: Mapping[str, Any]) -> list[str]:
-        prompts, images = [], []
-        for context, _, to_visual, doc_id, task, split in batch:
-            pictures = [p.convert("RGB") for p in to_visual(self.task_dict[task][split][doc_id]) or [] if _is_image(p)]
-            content = [*({"type": "image"} for _ in pictures), {"type": "text", "text": context}]
-            turn = [{"role": "user", "content": content}]
-            prompts.append(self.processor.apply_chat_template(turn, add_generation_prompt=True))
-            images.append(pictures)
-        inputs = self.processor(
-            images=images if any(images) else None,
-            text=prompts,
-            padding=True,
-            padding_side="left",
-            return_tensors="pt",
-        ).to(self.device, self.model.dtype)
+        shown = [self._prompt(context, *place) for context, _, *place in batch]
+        inputs = self._inputs([images for images, _ in shown], [prompt for _, prompt in shown])
         asked = {name: settings[name] for name in _TAKEN_OVER if settings.get(name) is not None}
         said = self.model.generate(**inputs, **{"max_new_tokens": 256, "do_sample": False, **asked})
         said = said[:, inputs["input_ids"].shape[1] :]
         ends = settings.get("until") or []
         return [_until(answer, ends) for answer in self.processor.batch_decode(said, skip_special_tokens=True)]
+
+    @torch.inference_mode()
+    def _likelihood(self, context: str, target: Any, *place: Any) -> tuple[float, bool]:
+        _, doc_id, task, split = place
+        continuation = target if isinstance(target, str) else str(target(self.task_dict[task][split][doc_id]))
+        images, prompt = self._prompt(context, *place)
+        space = "" if prompt[-1:].isspace() or continuation[:1].isspace() else " "
+        asked = self._inputs([images], [prompt])["input_ids"].shape[1]
+        inputs = self._inputs([images], [prompt + space + continuation])
+        words = inputs["input_ids"][0, asked:]
+        logits = self.model(**inputs).logits[0, asked - 1 : -1].float()
+        return float(cross_entropy(logits, words)), bool((logits.argmax(dim=-1) == words).all())
+
+    def _prompt(self, context: str, to_visual: Any, doc_id: int, task: str, split: str) -> tuple[list[Any], str]:
+        """The images of a document, and the question about them by the chat template of the model."""
+        images = [p.convert("RGB") for p in to_visual(self.task_dict[task][split][doc_id]) or [] if _is_image(p)]
+        content = [*({"type": "image"} for _ in images), {"type": "text", "text": context}]
+        turn = [{"role": "user", "content": content}]
+        return images, self.processor.apply_chat_template(turn, add_generation_prompt=True)
+
+    def _inputs(self, images: list[list[Any]], prompts: list[str]) -> Any:
+        shown = images if any(images) else None
+        inputs = self.processor(images=shown, text=prompts, padding=True, padding_side="left", return_tensors="pt")
+        return inputs.to(self.device, self.model.dtype)
 
 
 def _same_settings(asked: Sequence[tuple[int, tuple[Any, ...]]]) -> list[tuple[dict[str, Any], list[Any]]]:
