@@ -69,6 +69,18 @@ def test_nobody_sees_a_halted_token_and_it_sees_itself():
     assert bool(allowed[[0, 1, 2, 4]][:, [0, 1, 2, 4]].all())
 
 
+def test_a_request_is_translated_by_what_came_out_of_others():
+    model, images = karl(), pictures()
+    asked = [model.tokens_for(images, quality) for quality in (0.05, 0.2)]
+    reached = tuple(error / 2 for error in GRID)
+    model.config = model.config.model_copy(update={"reached": reached})
+    assert torch.equal(model.tokens_for(images, 0.025), asked[0])
+    assert torch.equal(model.tokens_for(images, 0.1), asked[1])
+    assert (model.encode(images, quality=0.1) != -1).sum(1).tolist() == asked[1].tolist()
+    with pytest.raises(ValueError, match="reached"):
+        karl(reached=reached[:3])
+
+
 def test_titok_has_one_length():
     model, images = titok(), pictures()
     codes = model.encode(images)

@@ -12,7 +12,7 @@ from tokred.data.square import fit
 from tokred.evaluate.reconstruction import curve, mean_image_psnr, psnr
 from tokred.folders import shipped_folder
 from tokred.tokenizer_assets import list_tokenizers, load_tokenizer
-from tokred.tokenizers.base import lengths
+from tokred.tokenizers.base import PAD, lengths, pixel_error
 from tokred.tokenizers.flextok.model import FlexTok
 
 MODELS = shipped_folder("models")
@@ -66,7 +66,34 @@ def test_pictures_drawn_in_steps_are_of_the_ones_that_were_written(name):
     assert (psnr(drawn, clean) > psnr(drawn, clean.roll(1, 0)) + 3).float().mean() > 0.8
 
 
-@pytest.mark.parametrize("name", FLEXTOKS)
+def test_the_card_of_karl_has_what_was_measured():
+    record = json.loads((MODELS / "karl-shapes" / "curve.json").read_text())
+    card = (MODELS / "karl-shapes" / "README.md").read_text()
+    errors, tokens = ([record[f"{what}_at_{q}"] for q in ("0.05", "0.07", "0.1")] for what in ("error", "tokens"))
+    assert f"**{', '.join(f'{e:.4f}' for e in errors)}** with {', '.join(f'{t:.1f}' for t in tokens)} tokens" in card
+    assert f"(0.03) | {record['error_at_0.03']:.4f} with {record['tokens_at_0.03']:.1f} tokens" in card
+    assert f"at 0.05 | {record['correlation_with_labels']:.2f} |" in card
+    file = MODELS / "karl-shapes" / "model.safetensors"
+    numbers = sum(value.numel() for value in load_tokenizer("karl-shapes").state_dict().values())
+    assert f"{numbers:,}, {file.stat().st_size:,} bytes" in card
+
+
+@torch.no_grad()
+def test_karl_meets_the_requested_error_and_writes_more_for_more_shapes():
+    model, source = load_tokenizer("karl-shapes"), shapes("test")
+    images, labels = source.images[:200], source.labels[:200].float()
+    found = {}
+    for request in (0.05, 0.07, 0.1):
+        codes = model.encode(images, quality=request)
+        assert pixel_error(model.decode(codes), model.prepare(images)).mean() == pytest.approx(request, rel=0.2)
+        found[request] = (codes != PAD).sum(1)
+        assert torch.equal(found[request], model.tokens_for(images, request))
+        assert torch.corrcoef(torch.stack([found[request].float(), labels]))[0, 1] > 0.5
+    means = [counts.float().mean() for counts in found.values()]
+    assert means[0] > means[1] > means[2], "a larger error needs fewer tokens"
+
+
+@pytest.mark.parametrize("name", [*FLEXTOKS, "karl-shapes"])
 def test_the_recipe_of_the_card_is_there(name):
     card = (MODELS / name / "README.md").read_text()
     [recipe] = re.findall(r"tokred train (configs/train/\S+\.yaml)", card)

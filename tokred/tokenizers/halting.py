@@ -1,5 +1,7 @@
 """When to stop: which tokens of a picture are not needed for a requested error (KARL, arXiv 2507.07995)."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
@@ -12,6 +14,21 @@ THRESHOLD = 0.75
 def is_halted(logits: Tensor, threshold: float = THRESHOLD) -> Tensor:
     """Return bool, true for tokens whose probability of halting is above the threshold."""
     return logits.sigmoid() > threshold
+
+
+def calibrated_index(quality: float, reached: Sequence[float]) -> int:
+    """Return which error to ask for so that ``quality`` is what comes out.
+
+    Args:
+        quality: the error that is wanted.
+        reached: the mean error that came out where each value of :data:`GRID` was asked for; those behind the largest,
+            which training hardly saw, are left alone.
+
+    >>> calibrated_index(0.1, [0.045, 0.05, 0.07, 0.11, 0.09])
+    3
+    """
+    trained = range(max(range(len(reached)), key=reached.__getitem__) + 1)
+    return min(trained, key=lambda index: abs(reached[index] - quality))
 
 
 def attention_allowed(halted: Tensor, others: int) -> Tensor:

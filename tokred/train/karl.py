@@ -1,7 +1,7 @@
 """Learn to say how many tokens a picture needs: what was achieved becomes what is asked for."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from tokred.data.square import fit
 from tokred.errors import ConfigError
 from tokred.tokenizer_assets import load_tokenizer, save_tokenizer
 from tokred.tokenizers.base import PAD, pixel_error
-from tokred.tokenizers.halting import grid_index, halting_loss, is_halted, keep_loss
+from tokred.tokenizers.halting import GRID, grid_index, halting_loss, is_halted, keep_loss
 from tokred.tokenizers.karl import KARL
 from tokred.train.config import KARLTraining
 from tokred.train.pictures import Pictures
@@ -94,7 +94,9 @@ class KARLTask:
         """Write the tokenizer in half precision and return tokens and error of that file on the test set."""
         assert isinstance(model, _Learner)
         karl = model.karl
-        karl.config = karl.config.model_copy(update={"data": self.spec.data})
+        found = measure(karl, self.pictures.held, GRID)
+        reached = tuple(round(found[f"error_at_{error:g}"], 4) for error in GRID)
+        karl.config = karl.config.model_copy(update={"data": self.spec.data, "reached": reached})
         save_tokenizer(karl, folder)
         finished = load_tokenizer(folder)
         assert isinstance(finished, KARL)
@@ -130,12 +132,12 @@ class _Learner(nn.Module):
 
 
 @torch.no_grad()
-def measure(karl: KARL, images: Tensor, batch_size: int = 250) -> dict[str, float]:
+def measure(karl: KARL, images: Tensor, requests: Sequence[float] = REQUESTS) -> dict[str, float]:
     """Return the mean number of tokens and the mean error at each of the requested errors."""
     found = {}
-    for quality in REQUESTS:
+    for quality in requests:
         tokens, errors = [], []
-        for part in images.split(batch_size):
+        for part in images.split(250):
             codes = karl.encode(part, quality=quality)
             tokens.append((codes != PAD).sum(1))
             errors.append(pixel_error(karl.decode(codes), karl.prepare(part)))
