@@ -50,13 +50,23 @@ def test_the_strip_has_the_original_and_all_powers_of_two(written):
 
 
 def test_the_suggestion_reaches_the_error_or_says_that_nothing_does(written):
-    tokens, is_reached = coarse_to_fine.suggest(written, 0.12)
-    assert is_reached
-    assert coarse_to_fine.draw(written, tokens).error <= 0.12
-    assert "needs **" in coarse_to_fine.say_suggestion(0.12, tokens, is_reached)
-    tokens, is_reached = coarse_to_fine.suggest(written, 0.001)
-    assert (tokens, is_reached) == (written.most, False)
-    assert coarse_to_fine.say_suggestion(0.001, tokens, False).startswith("Not even all 32 tokens")
+    drawn = coarse_to_fine.draw_for(written, 0.12)
+    assert drawn.error <= 0.12
+    assert coarse_to_fine.draw(written, drawn.tokens).error == pytest.approx(drawn.error, abs=1e-4)
+    assert f"needs **{drawn.tokens}**" in coarse_to_fine.say_suggestion(0.12, drawn, written.most)
+    drawn = coarse_to_fine.draw_for(written, 0.001)
+    assert drawn.tokens == written.most
+    assert coarse_to_fine.say_suggestion(0.001, drawn, written.most).startswith("Not even all 32 tokens")
+
+
+def test_karl_suggests_fewer_tokens_for_larger_errors_and_says_what_it_does_not_reach():
+    written = coarse_to_fine.write("karl-shapes", examples.shapes()[0])
+    few, many = coarse_to_fine.draw_for(written, 0.12), coarse_to_fine.draw_for(written, 0.05)
+    assert 0 < few.tokens < many.tokens < written.most
+    assert many.error < few.error
+    assert many.bits > few.bits
+    said = coarse_to_fine.say_suggestion(many.error - 0.01, many, written.most)
+    assert f"suggests **{many.tokens}** tokens; here they do not reach it" in said
 
 
 def test_eight_visitors_at_once_get_what_they_get_alone():

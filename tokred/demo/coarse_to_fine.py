@@ -14,7 +14,7 @@ from tokred.data.square import fit, square
 from tokred.demo import examples, shelf
 from tokred.demo.page import SECONDS_KEPT, PictureChooser, saying_why
 from tokred.tokenizer_assets import list_tokenizers
-from tokred.tokenizers.base import Tokenizer, lengths, pixel_error, to_bytes
+from tokred.tokenizers.base import PAD, Tokenizer, lengths, pixel_error, to_bytes
 
 _SMALLEST_SIDE = 256
 _STEPS = {"steps": 20, "guidance": 2.0}
@@ -22,38 +22,35 @@ _STEPS = {"steps": 20, "guidance": 2.0}
 
 @dataclass(frozen=True, eq=False)
 class Written:
-    """A picture as ids.
+    """A picture as a tokenizer reads it.
 
     Attributes:
         tokenizer: its name.
-        image: [1, C, H, W] bytes, as the tokenizer read it.
-        codes: [1, K] int64.
+        image: [1, C, H, W] bytes.
+        most: how many tokens there are.
     """
 
     tokenizer: str
     image: Tensor
-    codes: Tensor
-
-    @property
-    def most(self) -> int:
-        """How many tokens there are."""
-        return self.codes.shape[1]
+    most: int
 
 
 @dataclass(frozen=True, eq=False)
 class Drawn:
-    """A picture from the first k ids.
+    """A picture from some of its ids.
 
     Attributes:
         estimate: as near to the original as the ids say.
         picture: decoded in steps, with details made up where the ids leave them open.
         error: mean absolute error of the estimate, pixels in [0, 1].
-        bits: what the ids take.
+        tokens: how many ids that are.
+        bits: what they take.
     """
 
     estimate: Image.Image
     picture: Image.Image
     error: float
+    tokens: int
     bits: float
 
 
@@ -65,20 +62,31 @@ def write(name: str, picture: Image.Image) -> Written:
         image = fit(pil_to_tensor(picture)[None], model.side, model.channels)
     else:
         image = square(picture, model.side, model.channels)[None]
-    return Written(name, image, model.encode(image))
+    return Written(name, image, model.num_tokens)
 
 
 @torch.inference_mode()
 def draw(written: Written, tokens: int) -> Drawn:
-    """Draw from the first ``tokens`` ids."""
+    """Draw from ``tokens`` ids, or fewer where the tokenizer finds that the picture needs no more."""
     model = shelf.tokenizer(written.tokenizer)
-    first = written.codes[:, : min(max(int(tokens), 1), written.most)]
-    estimate = model.estimate(first)
+    return _drawn(model, written, model.encode(written.image, tokens=min(max(int(tokens), 1), written.most)))
+
+
+@torch.inference_mode()
+def draw_for(written: Written, error: float) -> Drawn:
+    """Draw from as many ids as the tokenizer suggests for a mean absolute error."""
+    model = shelf.tokenizer(written.tokenizer)
+    return _drawn(model, written, model.encode(written.image, quality=error))
+
+
+def _drawn(model: Tokenizer, written: Written, codes: Tensor) -> Drawn:
+    estimate, tokens = model.estimate(codes), int((codes != PAD).sum())
     return Drawn(
         estimate=as_picture(to_bytes(estimate)[0]),
-        picture=as_picture(to_bytes(_decode(model, first))[0]),
+        picture=as_picture(to_bytes(_decode(model, codes))[0]),
         error=pixel_error(model.prepare(written.image), estimate).item(),
-        bits=first.shape[1] * model.bits_per_token,
+        tokens=tokens,
+        bits=tokens * model.bits_per_token,
     )
 
 
@@ -87,18 +95,9 @@ def strip(written: Written) -> list[tuple[Image.Image, str]]:
     """The original, then what 1, 2, 4, ... tokens draw, with captions."""
     model = shelf.tokenizer(written.tokenizer)
     counts = lengths(written.most)
-    pictures = to_bytes(_decode(model, [written.codes[0, :k] for k in counts]))
+    pictures = to_bytes(_decode(model, [model.encode(written.image, tokens=k)[0] for k in counts]))
     drawn = [(as_picture(p), f"{k} token{'s' * (k > 1)}") for p, k in zip(pictures, counts, strict=True)]
     return [(as_picture(written.image[0]), "original"), *drawn]
-
-
-@torch.inference_mode()
-def suggest(written: Written, error: float) -> tuple[int, bool]:
-    """How many tokens the picture needs for a mean absolute error, and whether they reach it."""
-    model = shelf.tokenizer(written.tokenizer)
-    needed = int(model.tokens_for(written.image, error)[0])
-    reached = pixel_error(model.prepare(written.image), model.estimate(written.codes[:, :needed])).item()
-    return needed, reached <= error
 
 
 def as_picture(image: Tensor) -> Image.Image:
@@ -108,16 +107,20 @@ def as_picture(image: Tensor) -> Image.Image:
     return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
 
 
-def say_length(tokens: int, drawn: Drawn) -> str:
+def say_length(drawn: Drawn) -> str:
     """Bits and error in words."""
-    return f"**{tokens} tokens, {drawn.bits:.0f} bits.** Mean absolute error of the estimate: {drawn.error:.3f}."
+    return f"**{drawn.tokens} tokens, {drawn.bits:.0f} bits.** Mean absolute error of the estimate: {drawn.error:.3f}."
 
 
-def say_suggestion(error: float, tokens: int, is_reached: bool) -> str:
+def say_suggestion(error: float, drawn: Drawn, most: int) -> str:
     """What the tokenizer suggests, in words."""
-    if is_reached:
-        return f"For an error of at most {error:g} this picture needs **{tokens}** tokens."
-    return f"Not even all {tokens} tokens bring this picture to an error of {error:g}."
+    if drawn.error <= error:
+        return f"For an error of at most {error:g} this picture needs **{drawn.tokens}** tokens."
+    if drawn.tokens == most:
+        return f"Not even all {most} tokens bring this picture to an error of {error:g}."
+    return (
+        f"For an error of about {error:g} the tokenizer suggests **{drawn.tokens}** tokens; here they do not reach it."
+    )
 
 
 def _decode(model: Tokenizer, codes: Any) -> Tensor:
@@ -138,7 +141,8 @@ def add_tab(opened: Any) -> None:
     most = shelf.tokenizer(first).num_tokens
     gr.Markdown(
         "A tokenizer writes a picture as a short row of ids, the most important first: any beginning of the row "
-        "draws the whole picture. Turn **k** up and see what every token adds."
+        "draws the whole picture. Turn **k** up and see what every token adds. A KARL (`karl-shapes`) says by itself "
+        "how many tokens an error takes, and may leave some of **k** out."
     )
     with gr.Row():
         with gr.Column(scale=4, min_width=300):
@@ -166,27 +170,26 @@ def add_tab(opened: Any) -> None:
     @saying_why
     def begin(tokenizer, pictures, wanted_error):
         written = write(tokenizer, pictures[0])
-        k, is_reached = suggest(written, wanted_error)
-        slider = gr.update(maximum=written.most, value=k)
-        said = say_suggestion(wanted_error, k, is_reached)
-        return written, as_picture(written.image[0]), strip(written), slider, said, *redraw(written, k)
+        slider, *rest = propose(written, wanted_error)
+        slider["maximum"] = written.most
+        return written, as_picture(written.image[0]), strip(written), slider, *rest
 
     def begin_once(written, *given):
         return begin(*given) if written is None else [gr.skip()] * len(filled)
 
+    def show(drawn):
+        return drawn.estimate, drawn.picture, say_length(drawn)
+
     @saying_why
     def redraw(written, k):
-        if written is None:
-            return None, None, ""
-        drawn = draw(written, k)
-        return drawn.estimate, drawn.picture, say_length(int(k), drawn)
+        return (None, None, "") if written is None else show(draw(written, k))
 
     @saying_why
     def propose(written, wanted_error):
         if written is None:
-            return gr.skip(), gr.skip(), gr.skip(), gr.skip(), gr.skip()
-        k, is_reached = suggest(written, wanted_error)
-        return gr.update(value=k), say_suggestion(wanted_error, k, is_reached), *redraw(written, k)
+            return [gr.skip()] * 5
+        drawn = draw_for(written, wanted_error)
+        return gr.update(value=drawn.tokens), say_suggestion(wanted_error, drawn, written.most), *show(drawn)
 
     drawing = [estimate, picture, length]
     start, filled = [name, chooser.pictures, error], [state, original, row, tokens, suggestion, *drawing]
