@@ -100,7 +100,8 @@ def test_methods_can_be_for_some_of_the_models(folders: dict[str, str], data: st
     assert [row["status"] for row in rows] == ["finished"] * 5, [row.get("error") for row in rows]
     assert len(list(result_tables(rows))) == 2
     outlooks = [outlook for _, outlook in preview(spec)]
-    assert outlooks == ["all tokens", "2 tokens a picture", "all tokens", *["as many tokens as the pictures need"] * 2]
+    own = "as many tokens as it writes by itself"
+    assert outlooks == [own, "2 tokens a picture", own, *["as many tokens as the pictures need"] * 2]
     assert planned_table(preview(spec)).row_count == 5
 
 

@@ -104,7 +104,7 @@ def foresee_tokenizer(model: str) -> Callable[[Point], str]:
         tokens = point.knobs.get("tokens")
         if point.knobs.get("quality") is not None:
             return "as many tokens as the pictures need"
-        return f"{tokens} tokens a picture" if tokens else "all tokens"
+        return f"{tokens} tokens a picture" if tokens else "as many tokens as it writes by itself"
 
     return outlook
 
