@@ -82,17 +82,17 @@ def attention_means(q: Tensor, k: Tensor, scale: float, start: int = 0) -> tuple
     room = _CHUNK[q.device.type] if q.device.type in _CHUNK else _CHUNK["cpu"]
     rows = max(1, min(count, room // tokens))
     some = max(1, room // (rows * tokens))
-    received = torch.zeros(batch * heads, 1, tokens, device=q.device)
+    received = torch.zeros(batch * heads, tokens, device=q.device)
     first = torch.zeros(batch * heads, count, device=q.device)  # attention to the first ``start`` tokens
     for head in range(0, batch * heads, some):
         part = slice(head, head + some)
         for query in range(0, count, rows):
             block = queries[part, query : query + rows] @ keys[part].transpose(1, 2)
             block = torch.softmax(block, dim=-1)
-            received[part] += block.new_ones(block.shape[0], 1, block.shape[1]) @ block
+            received[part] += block.sum(dim=1)
             first[part, query : query + rows] = block[..., :start].sum(dim=-1)
     shape = batch, heads, count
-    return received[:, 0, start:].reshape(shape) / count, (1 - first).reshape(shape) / count
+    return received[:, start:].reshape(shape) / count, (1 - first).reshape(shape) / count
 
 
 _CHUNK = {"cpu": 2**18, "cuda": 2**26}
