@@ -11,9 +11,10 @@ from tokred.data import fashion_mnist_sample, shapes
 from tokred.data.square import fit
 from tokred.evaluate.reconstruction import curve, mean_image_psnr, psnr
 from tokred.folders import shipped_folder
-from tokred.tokenizer_assets import list_tokenizers, load_tokenizer
+from tokred.tokenizer_assets import list_tokenizers, load_prior, load_tokenizer
 from tokred.tokenizers.base import PAD, lengths, pixel_error
 from tokred.tokenizers.flextok.model import FlexTok
+from tokred.train.prior import bits
 
 MODELS = shipped_folder("models")
 FLEXTOKS = [name for name in list_tokenizers() if name.startswith("flextok")]
@@ -93,7 +94,41 @@ def test_karl_meets_the_requested_error_and_writes_more_for_more_shapes():
     assert means[0] > means[1] > means[2], "a larger error needs fewer tokens"
 
 
-@pytest.mark.parametrize("name", [*FLEXTOKS, "karl-shapes"])
+def test_the_card_of_the_prior_has_what_was_measured():
+    record = json.loads((MODELS / "prior-fmnist" / "bits.json").read_text())
+    card = (MODELS / "prior-fmnist" / "README.md").read_text()
+    assert f"**{record['test_bits_per_token']:.2f}** with the class" in card
+    assert f"{record['test_bits_per_token_without_class']:.2f} without" in card
+    assert f"{record['recognised']:.1f} % of 500" in card
+    assert (
+        f"{record['recognised_test_pictures']:.1f} %\n" in card
+        or f"{record['recognised_test_pictures']:.1f} % |" in card
+    )
+    file = MODELS / "prior-fmnist" / "model.safetensors"
+    numbers = sum(value.numel() for value in load_prior("prior-fmnist").state_dict().values())
+    assert f"{numbers:,}, {file.stat().st_size:,} bytes" in card
+    assert file.stat().st_size <= 4e6
+
+
+@torch.no_grad()
+def test_the_prior_draws_rows_of_the_class_that_is_asked_for():
+    prior, tokenizer, source = (
+        load_prior("prior-fmnist"),
+        load_tokenizer("flextok-fmnist"),
+        fashion_mnist_sample("test"),
+    )
+    codes = tokenizer.encode(fit(source.images[:200], tokenizer.side, tokenizer.channels))
+    own, others = bits(prior, codes, source.labels[:200]), bits(prior, codes, (source.labels[:200] + 5) % 10)
+    assert own < 4.5
+    assert own < others - 0.5
+    drawn = prior.generate(torch.arange(10), guidance=1.5, generator=torch.Generator().manual_seed(0))
+    rows = torch.cat([drawn, prior.generate(torch.arange(10), generator=torch.Generator().manual_seed(1))])
+    classes = torch.arange(10).repeat(2)
+    likely = torch.tensor([[bits(prior, row[None], torch.tensor([c])) for c in range(10)] for row in rows])
+    assert (likely.argmin(1) == classes).float().mean() > 0.6
+
+
+@pytest.mark.parametrize("name", [*FLEXTOKS, "karl-shapes", "prior-fmnist"])
 def test_the_recipe_of_the_card_is_there(name):
     card = (MODELS / name / "README.md").read_text()
     [recipe] = re.findall(r"tokred train (configs/train/\S+\.yaml)", card)
