@@ -27,6 +27,9 @@ class Axis:
 
 _AXES = (
     Axis("top1", "top-1 accuracy (%)", True),
+    Axis("top5", "top-5 accuracy (%)", True),
+    Axis("ece", "expected calibration error (%)", False),
+    Axis("worst_class_drop", "accuracy that the worst class loses (%)", False),
     Axis("image_to_text_r1", "image to text, R@1 (%)", True),
     Axis("image_to_text_r5", "image to text, R@5 (%)", True),
     Axis("text_to_image_r1", "text to image, R@1 (%)", True),
@@ -38,6 +41,7 @@ _AXES = (
     Axis("images_per_second", "images per second", True),
     Axis("latency_p50_ms", "median time of a batch (ms)", False),
     Axis("latency_p95_ms", "95th percentile of the time of a batch (ms)", False),
+    Axis("latency_p99_ms", "99th percentile of the time of a batch (ms)", False),
     Axis("peak_memory_mb", "peak activation memory (MB)", False),
     Axis("gmacs", "GMACs per image", False),
     Axis("mean_tokens", "tokens per block, mean", False),

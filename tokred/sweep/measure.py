@@ -16,6 +16,7 @@ from tokred.bench.memory import memory_measure, peak_memory
 from tokred.bench.timing import Comparison, compare
 from tokred.cost import Cost, cost
 from tokred.errors import DataError, TokredError
+from tokred.evaluate.calibration import calibration_error
 from tokred.methods import Method
 from tokred.patching import patch, unwrap
 from tokred.schedule import Schedule
@@ -25,6 +26,7 @@ from tokred.sweep.predictions import Predictions, pack_bits
 from tokred.sweep.subject import Subject
 from tokred.sweep.worst import worst_columns
 
+PERCENTILES = (50, 95, 99)  # of latency
 _SHARE_OF_TIMING = 0.4  # of a point's progress
 
 
@@ -76,8 +78,7 @@ def measure(
         "adapter": subject.tower.family,
         **quality_columns(reached, unpatched),
         **({"agreement": None} if getattr(plain, "num_classes", None) == 0 else {}),
-        "top1": None if subject.note else reached.top1,
-        "right": None if subject.note else pack_bits(reached.right),
+        **({"top1": None} if subject.note else label_columns(reached, unpatched, subject.class_name)),
         **speed_columns(pairs, len(images), is_reference=method is None),
         "peak_memory_mb": memory / 1e6,
         "peak_memory_mb_unpatched": subject.memory / 1e6,
@@ -153,6 +154,28 @@ def quality_columns(reached: Predictions, unpatched: Tensor) -> dict[str, Any]:
     }
 
 
+def label_columns(reached: Predictions, unpatched: Tensor, name: Callable[[Tensor], str]) -> dict[str, Any]:
+    """How well the classes are hit, how sure the model is of it, and what the class that loses most loses.
+
+    Args:
+        reached: what the model says.
+        unpatched: the classes [N] that the unpatched model gives.
+        name: what a class is called.
+    """
+    classes, of = reached.labels.unique(return_inverse=True)
+    lost = (unpatched == reached.labels).double() - reached.right.double()  # 1, 0 or -1 for an image
+    drops = 100 * torch.zeros(len(classes), dtype=torch.double).index_add_(0, of, lost) / of.bincount()
+    worst = int(drops.argmax())
+    return {
+        "top1": reached.top1,
+        "top5": reached.top5,
+        "ece": calibration_error(reached.confidence, reached.right),
+        "worst_class": name(classes[worst]) if drops[worst] > 0 else None,
+        "worst_class_drop": drops[worst].item(),
+        "right": pack_bits(reached.right),
+    }
+
+
 def speed_columns(pairs: Comparison, batch: int, *, is_reference: bool) -> dict[str, float]:
     """The unpatched model against itself is 1 by definition; its quartiles show the noise."""
     low, high = pairs.quartiles
@@ -162,10 +185,8 @@ def speed_columns(pairs: Comparison, batch: int, *, is_reference: bool) -> dict[
         "speedup_high": high,
         "images_per_second": batch / pairs.other.median,
         "images_per_second_unpatched": batch / pairs.base.median,
-        "latency_p50_ms": 1e3 * pairs.other.median,
-        "latency_p95_ms": 1e3 * pairs.other.quantile(0.95),
-        "latency_p50_ms_unpatched": 1e3 * pairs.base.median,
-        "latency_p95_ms_unpatched": 1e3 * pairs.base.quantile(0.95),
+        **{f"latency_p{p}_ms": 1e3 * pairs.other.quantile(p / 100) for p in PERCENTILES},
+        **{f"latency_p{p}_ms_unpatched": 1e3 * pairs.base.quantile(p / 100) for p in PERCENTILES},
     }
 
 

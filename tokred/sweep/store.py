@@ -30,6 +30,10 @@ COLUMNS = {
     "skipped_files": "list<string>",
     "texts": "int64",  # different captions
     "top1": "float64",  # percent
+    "top5": "float64",
+    "ece": "float64",  # expected calibration error in percent, 15 bins
+    "worst_class": "string",  # that lost most against the unpatched model; empty where none lost
+    "worst_class_drop": "float64",  # percent of its images
     "image_to_text_r1": "float64",  # percent of the pictures that find one of their captions first
     "image_to_text_r5": "float64",  # among the first five
     "text_to_image_r1": "float64",  # percent of the captions
@@ -45,8 +49,10 @@ COLUMNS = {
     "images_per_second_unpatched": "float64",
     "latency_p50_ms": "float64",  # of one batch
     "latency_p95_ms": "float64",
+    "latency_p99_ms": "float64",
     "latency_p50_ms_unpatched": "float64",
     "latency_p95_ms_unpatched": "float64",
+    "latency_p99_ms_unpatched": "float64",
     "peak_memory_mb": "float64",
     "peak_memory_mb_unpatched": "float64",
     "memory_measure": "string",
