@@ -104,14 +104,15 @@ def compare(
 
 
 def _seconds(function: Callable[[], object], device: torch.device) -> float:
-    _wait(device)
+    wait(device)
     started = time.perf_counter()
     function()
-    _wait(device)
+    wait(device)
     return time.perf_counter() - started
 
 
-def _wait(device: torch.device) -> None:
+def wait(device: torch.device) -> None:
+    """Return when a GPU has finished what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":

@@ -53,6 +53,12 @@ def sweep(
         Path | None, typer.Option(help="Folder for the results. Left out: runs/<name of the sweep>.")
     ] = None,
     worst: Annotated[int | None, typer.Option(help="Pictures to keep of each point, of images gone wrong.")] = None,
+    metric: Annotated[
+        list[str] | None, typer.Option(help="Measured as well: knn, probe, cosine, energy, rss; may be repeated.")
+    ] = None,
+    throughput: Annotated[
+        list[int] | None, typer.Option(help="Batch size to measure images per second at, too; may be repeated.")
+    ] = None,
     engine: Annotated[
         str | None, typer.Option(help="local: in this process; ray: on a Ray cluster (extra 'cluster').")
     ] = None,
@@ -67,7 +73,7 @@ def sweep(
     given = {
         "models": model, "data": data, "split": split, "images": images, "batch_size": batch_size, "rounds": rounds,
         "workers": workers, "threads": num_threads, "device": device, "dtype": dtype, "engine": engine,
-        "shards": shards, "worst": worst,
+        "shards": shards, "worst": worst, "metrics": metric, "throughput": throughput,
     }  # fmt: skip
     spec = parse_spec(_document(config, given, method or [], knob or []))
     folder = out or Path("runs") / (Path(config).stem if config else Path(spec.models[0]).name)

@@ -71,7 +71,11 @@ def dataset_names() -> tuple[str, ...]:
 
 
 def load_dataset(
-    name_or_path: str | os.PathLike[str], split: str = "test", transform: Transform | None = None
+    name_or_path: str | os.PathLike[str],
+    split: str = "test",
+    transform: Transform | None = None,
+    *,
+    strict: bool = False,
 ) -> Dataset[Any]:
     """Return a data set of (picture, label): a known name, or a folder with one subfolder a class.
 
@@ -80,6 +84,7 @@ def load_dataset(
             (drawn when asked for), or a folder. Where the folder has a subfolder named ``split``, that one is read.
         split: "train" or "test" for the named ones.
         transform: applied to every picture; :func:`transform_for` makes a model's own.
+        strict: refuse a folder without that subfolder, instead of reading it as a whole.
 
     Raises:
         DataError: neither a known name nor a folder, or data that cannot be read.
@@ -92,6 +97,8 @@ def load_dataset(
         return _DATASETS[name_or_path](split, transform)
     path = Path(name_or_path).expanduser()
     if path.is_dir():
+        if strict and not (path / split).is_dir():
+            raise DataError(f"{path} has no subfolder {split!r}. Name the folder that holds all splits of the data.")
         return ImageFolder(path, transform, split=split)
     near = difflib.get_close_matches(str(name_or_path), _DATASETS, n=1)
     hint = f"Did you mean {near[0]!r}?" if near else f"Known names: {', '.join(_DATASETS)}."

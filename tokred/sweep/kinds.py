@@ -45,6 +45,7 @@ class Kind:
         foresee: for a model, what a point will cost, why it will fail, or what it depends on.
         part: what a point gives on shard i of n of the data; ``measure`` takes those of all shards as a fourth
             argument. ``None`` where the data cannot be split.
+        metrics: whether more can be measured than what always is.
     """
 
     title: str
@@ -57,6 +58,7 @@ class Kind:
     take_over: Callable[[Any, Row], None]
     foresee: Callable[[str], Callable[[Point], Outlook]]
     part: Callable[[Point, Any, int, int, Report], Any] | None = None
+    metrics: bool = False
 
 
 def kind_of(models: Sequence[str]) -> Kind:
@@ -126,6 +128,6 @@ KINDS = (
     ),
     Kind(
         "image encoders", lambda name: True, _require_encoder, load_dataset, _create, Subject.load, measure,
-        _take_over_classes, foresee_encoder, part=measure_part,
+        _take_over_classes, foresee_encoder, part=measure_part, metrics=True,
     ),
 )  # fmt: skip

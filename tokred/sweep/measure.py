@@ -21,6 +21,7 @@ from tokred.methods import Method
 from tokred.patching import patch, unwrap
 from tokred.schedule import Schedule
 from tokred.shape import ModelShape
+from tokred.sweep.metrics import METRICS, Look, throughput
 from tokred.sweep.point import Point
 from tokred.sweep.predictions import Predictions, pack_bits
 from tokred.sweep.subject import Subject
@@ -66,6 +67,7 @@ def measure(
             report=lambda share: report(1 - _SHARE_OF_TIMING * (1 - share)),
         )
         memory = subject.memory if method is None else peak_memory(lambda: patched(images), subject.device)
+    asked = _asked(point, Look(subject, patched, reached, point.settings.rounds))
     if handle is not None:
         handle.remove()
     worst = {}
@@ -74,7 +76,8 @@ def measure(
     before = cost(subject.tower.shape)
     after = before if method is None else cost_of(method, subject.tower.shape, patched, images)
     return {
-        "note": subject.note,
+        **asked,
+        "note": "; ".join(note for note in (subject.note, asked.get("note")) if note) or None,
         "adapter": subject.tower.family,
         **quality_columns(reached, unpatched),
         **({"agreement": None} if getattr(plain, "num_classes", None) == 0 else {}),
@@ -91,6 +94,15 @@ def measure(
         "predictions": reached.predicted.tolist() if method is None else None,
         **worst,
     }
+
+
+def _asked(point: Point, look: Look) -> dict[str, Any]:
+    """The metrics that the specification names; what they say is left out is one note."""
+    found = [METRICS[name](look) for name in point.settings.metrics]
+    if point.settings.throughput:
+        found.append(throughput(look, point.settings.throughput))
+    columns = {name: value for one in found for name, value in one.items()}
+    return {**columns, "note": "; ".join(one["note"] for one in found if "note" in one)}
 
 
 def measure_part(
