@@ -42,8 +42,8 @@ def test_the_sweeps_for_imagenet_run_on_a_stand_in(name: str, tiny_model: str, t
     ]
     spec = parse_spec(
         Document(
-            {**written, **SHARED, "models": tiny_model, "data": str(tmp_path / "data"), "methods": methods, "workers": 0,
-             "paper_top1": {tiny_model: written.get("paper_top1", {}).get(first, 50.0)}}
+            {**written, **SHARED, "models": tiny_model, "data": str(tmp_path / "data"), "methods": methods,
+             "workers": 0, "paper_top1": {tiny_model: written.get("paper_top1", {}).get(first, 50.0)}}
         )
     )  # fmt: skip
     rows = run_sweep(spec, tmp_path / "out")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tokred.errors import DataError, TokredError
-from tokred.sweep.extra import need
+from tokred.extra import need
 
 # column -> type, in the order of the table; every column may be empty, as most are where a point failed
 COLUMNS = {
