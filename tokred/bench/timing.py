@@ -103,6 +103,15 @@ def compare(
     return Comparison(Timing(first), Timing(second))
 
 
+def repeat(
+    function: Callable[[], object], *, rounds: int = 10, warmup: int = 1, device: torch.device | str = "cpu"
+) -> Timing:
+    """Time one function alone: its seconds hold for this moment of this machine."""
+    device = torch.device(device)
+    seconds = [_seconds(function, device) for _ in range(warmup + rounds)]
+    return Timing(tuple(seconds[warmup:]))
+
+
 def _seconds(function: Callable[[], object], device: torch.device) -> float:
     wait(device)
     started = time.perf_counter()
