@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +19,7 @@ from tokred.sweep import (
     Progress,
     SweepSpec,
     create_engine,
+    create_sink,
     estimate_seconds,
     load_document,
     parse_spec,
@@ -66,6 +67,7 @@ def sweep(
         str | None, typer.Option(help="Of a Ray cluster that runs, or 'auto'. Left out: one is started here.")
     ] = None,
     shards: Annotated[int | None, typer.Option(help="Tasks that the images of one point are split over.")] = None,
+    sink: Annotated[str | None, typer.Option(help="Show every point there as well: trackio (extra 'trackio').")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Keep what is finished, measure the rest.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the points and their cost, and stop.")] = False,
 ) -> None:
@@ -80,7 +82,8 @@ def sweep(
     if dry_run:
         _print_plan(spec)
         return
-    rows = _run(spec, folder, create_engine(spec.engine, address), resume)
+    show = None if sink is None else create_sink(sink, folder.name)
+    rows = _run(spec, folder, create_engine(spec.engine, address), resume, show)
     console = output()
     for table in result_tables(rows):
         console.print(table, highlight=False)
@@ -131,7 +134,18 @@ def _document(config: str | None, given: dict[str, Any], names: Sequence[str], k
     return Document({**document.content, **values}, document.name, lines)
 
 
-def _run(spec: SweepSpec, folder: Path, engine: Engine, resume: bool) -> list[dict[str, Any]]:
+def _show(show: Callable[[dict[str, Any]], None], row: dict[str, Any], folder: Path) -> None:
+    """Whatever a foreign dashboard raises, the sweep goes on; the row is in the folder by then."""
+    try:
+        show(row)
+    except Exception as error:
+        point = f"{row['method']} {row['label']}".strip()
+        errors().print(f"{point} is in {folder}, but the sink did not take it: {error}", markup=False, soft_wrap=True)
+
+
+def _run(
+    spec: SweepSpec, folder: Path, engine: Engine, resume: bool, show: Callable[[dict[str, Any]], None] | None
+) -> list[dict[str, Any]]:
     finished: set[str] = set()
     with progress_bar() as bar:
         task = bar.add_task("", total=len(spec.points()))
@@ -139,6 +153,8 @@ def _run(spec: SweepSpec, folder: Path, engine: Engine, resume: bool) -> list[di
         def report(now: Progress) -> None:
             if now.row is not None and now.row["status"] == "finished":
                 finished.add(now.point.key)
+            if now.row is not None and not now.resumed and show is not None:
+                _show(show, now.row, folder)
             bar.update(task, completed=now.completed, description=str(now.point))
 
         try:
