@@ -61,7 +61,10 @@ def sweep(
         list[int] | None, typer.Option(help="Batch size to measure images per second at, too; may be repeated.")
     ] = None,
     engine: Annotated[
-        str | None, typer.Option(help="local: in this process; ray: on a Ray cluster (extra 'cluster').")
+        str | None, typer.Option(help="local: on this machine; ray: on a Ray cluster (extra 'cluster').")
+    ] = None,
+    processes: Annotated[
+        int | None, typer.Option(help="Points measured side by side here. Left out: one, or one for every GPU.")
     ] = None,
     address: Annotated[
         str | None, typer.Option(help="Of a Ray cluster that runs, or 'auto'. Left out: one is started here.")
@@ -75,7 +78,7 @@ def sweep(
     given = {
         "models": model, "data": data, "split": split, "images": images, "batch_size": batch_size, "rounds": rounds,
         "workers": workers, "threads": num_threads, "device": device, "dtype": dtype, "engine": engine,
-        "shards": shards, "worst": worst, "metrics": metric, "throughput": throughput,
+        "shards": shards, "processes": processes, "worst": worst, "metrics": metric, "throughput": throughput,
     }  # fmt: skip
     spec = parse_spec(_document(config, given, method or [], knob or []))
     folder = out or Path("runs") / (Path(config).stem if config else Path(spec.models[0]).name)
@@ -83,7 +86,7 @@ def sweep(
         _print_plan(spec)
         return
     show = None if sink is None else create_sink(sink, folder.name)
-    rows = _run(spec, folder, create_engine(spec.engine, address), resume, show)
+    rows = _run(spec, folder, create_engine(spec.engine, address, spec.processes, spec.device), resume, show)
     console = output()
     for table in result_tables(rows):
         console.print(table, highlight=False)

@@ -109,6 +109,14 @@ def _create(method: str, knobs: Mapping[str, Any]) -> Any:
     return create_method(method, **knobs)
 
 
+def _anything(name: str) -> bool:
+    return True
+
+
+def _foresee_answers(model: str) -> Callable[[Point], Outlook]:
+    return lambda point: "depends on the prompts"
+
+
 def _nothing(*args: Any) -> None:
     """Nothing to look for, or nothing to take over."""
 
@@ -124,10 +132,10 @@ KINDS = (
     ),
     Kind(
         "multimodal models", is_multimodal, _nothing, load_vqa, _create, VQASubject.load, measure_vqa,
-        _take_over_answers, lambda model: lambda point: "depends on the prompts",
+        _take_over_answers, _foresee_answers,
     ),
     Kind(
-        "image encoders", lambda name: True, _require_encoder, load_dataset, _create, Subject.load, measure,
+        "image encoders", _anything, _require_encoder, load_dataset, _create, Subject.load, measure,
         _take_over_classes, foresee_encoder, part=measure_part, metrics=True,
     ),
 )  # fmt: skip

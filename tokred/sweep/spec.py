@@ -76,7 +76,9 @@ class SweepSpec(BaseModel):
         throughput: batch sizes at which images per second are measured as well, of image encoders.
         train_images: how many images of the split "train", drawn with the seed, knn and probe learn from.
         worst: keep so many pictures of each point, of images whose class became wrong, for the report.
-        engine: where points are measured: ``local``, in this process, or ``ray``, on a cluster.
+        engine: where points are measured: ``local``, on this machine, or ``ray``, on a cluster.
+        processes: points that ``local`` measures side by side; if left out, one, and with the device "cuda" one for
+            every GPU.
         shards: tasks that the images of one point are split over, at the bounds of batches; they reach the same result.
     """
 
@@ -100,6 +102,7 @@ class SweepSpec(BaseModel):
     train_images: int = Field(default=TRAIN_IMAGES, gt=0)
     worst: int = Field(default=0, ge=0)
     engine: EngineName = "local"
+    processes: int | None = Field(default=None, gt=0)
     shards: int = Field(default=1, gt=0)
 
     @field_validator("models", "data", "metrics", "throughput", mode="before")
