@@ -113,7 +113,7 @@ def list_models() -> tuple[str, ...]:
     return tuple(sorted(path.parent.name for path in found if not is_transformers_config(path) and not _is_other(path)))
 
 
-def load_model(name_or_folder: str | os.PathLike[str], *, pretrained: bool = True) -> nn.Module:
+def load_model(name_or_folder: str | os.PathLike[str], *, pretrained: bool = True, **arguments: Any) -> nn.Module:
     """Return a model in eval mode, float32, on the CPU: one that ships, one in a folder, or one of timm's.
 
     Its ``pretrained_cfg`` says ``input_size``, ``mean``, ``std``, ``num_classes`` and, for models in folders,
@@ -123,16 +123,21 @@ def load_model(name_or_folder: str | os.PathLike[str], *, pretrained: bool = Tru
         name_or_folder: a name of :func:`list_models`, a folder with ``config.json`` and ``model.safetensors``, or
             the name of a timm model.
         pretrained: for timm models, fetch the weights from the hub; ``False`` leaves them as initialised.
+        arguments: for timm models, what ``timm.create_model`` takes, such as ``num_classes``.
 
     Raises:
         DataError: no such model, unreadable weights, or the hub cannot be reached.
-        ConfigError: a ``config.json`` with an unknown key or a wrong value.
+        ConfigError: a ``config.json`` with an unknown key or a wrong value, or arguments that the model does not take.
 
     >>> load_model("vit-fmnist").pretrained_cfg["input_size"]
     (1, 28, 28)
     """
     folder = model_folder(name_or_folder)
-    return _load_folder(folder) if folder.is_dir() else _load_timm(os.fspath(name_or_folder), pretrained, list_models())
+    if not folder.is_dir():
+        return _load_timm(os.fspath(name_or_folder), pretrained, arguments)
+    if arguments:
+        raise ConfigError(f"{name_or_folder} is what its config.json says; it takes no {', '.join(arguments)}.")
+    return _load_folder(folder)
 
 
 def model_folder(name_or_folder: str | os.PathLike[str]) -> Path:
@@ -239,9 +244,10 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         raise DataError(f"{path}: not a readable safetensors file ({error}).") from error
 
 
-def _load_timm(name: str, pretrained: bool, shipped: tuple[str, ...]) -> nn.Module:
+def _load_timm(name: str, pretrained: bool, arguments: dict[str, Any]) -> nn.Module:
     import timm
 
+    shipped = list_models()
     if not timm.is_model(name):
         known = [*shipped, *timm.list_models(), *timm.list_pretrained()]
         near = difflib.get_close_matches(name, known, n=3)
@@ -250,7 +256,9 @@ def _load_timm(name: str, pretrained: bool, shipped: tuple[str, ...]) -> nn.Modu
             f"{name!r} is no model that ships with tokred ({', '.join(shipped)}), no folder, and no timm model.{hint}"
         )
     try:
-        return timm.create_model(name, pretrained=pretrained).eval()
+        return timm.create_model(name, pretrained=pretrained, **arguments).eval()
+    except (TypeError, FileNotFoundError) as error:
+        raise ConfigError(f"{name} cannot be built with {arguments}: {error}") from error
     except Exception as error:  # the hub client's errors share no base class across its versions
         if not pretrained:
             raise

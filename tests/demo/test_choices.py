@@ -7,16 +7,17 @@ import pytest
 import tokred
 from tokred.demo import choices
 from tokred.errors import ConfigError
+from tokred.methods import untrained_methods
 
 
 def test_methods_that_need_training_are_not_offered():
-    assert {"tome", "pitome", "diffrate", "topk", "kmedoids"} <= set(choices.encoder_methods())
-    assert not {"clca", "dynamicvit", "sit"} & set(choices.encoder_methods())
+    assert {"tome", "pitome", "diffrate", "topk", "kmedoids"} <= set(untrained_methods())
+    assert not {"clca", "dynamicvit", "sit"} & set(untrained_methods())
     assert {"fopru", "divprune", "fastv"} <= set(choices.prompt_methods())
     assert not {"atp", "sparsevlm", "p_sigmoid"} & set(choices.prompt_methods())
 
 
-@pytest.mark.parametrize("name", choices.encoder_methods())
+@pytest.mark.parametrize("name", untrained_methods())
 def test_every_dial_turns_its_method(name):
     dials = choices.dials(name)
     assert dials[0].knob == "budget"

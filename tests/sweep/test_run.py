@@ -41,7 +41,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_every_point_has_all_numbers_and_its_full_configuration(tiny_model: str, pictures: str, tmp_path: Path):
     methods = [{"method": "tome", "r": 4}, {"method": "ats", "keep": 0.5}, {"method": "zerotprune", "budget": "80%"}]
     rows = run_sweep(spec_of(tiny_model, pictures, *methods), tmp_path / "out")
-    empty = {"error", "note", "predictions", "paper_top1"}
+    empty = {"error", "note", "predictions", "paper_top1", "worst_class"}
     for row in rows:
         assert row["status"] == "finished", row["error"]
         assert {name for name, value in row.items() if value is None} <= empty
@@ -245,7 +245,18 @@ def test_shards_reach_the_same_result_to_the_last_bit(tiny_model: str, pictures:
     (Path(pictures) / "b" / "1.png").write_bytes(b"")
     whole, cut = (run_sweep(spec_of(tiny_model, pictures, shards=n), tmp_path / str(n), resume=True) for n in (1, 5))
     for one, other in zip(whole, cut, strict=True):
-        for column in ("key", "top1", "agreement", "images", "skipped_files", "predictions", "right"):
+        for column in (
+            "key",
+            "top1",
+            "top5",
+            "ece",
+            "worst_class_drop",
+            "agreement",
+            "images",
+            "skipped_files",
+            "predictions",
+            "right",
+        ):
             assert one[column] == other[column], column
 
 

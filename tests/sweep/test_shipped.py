@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.sweep.tiny import SHARED
+from tests.sweep.tiny import SHARED, write_pictures
 from tokred.cost import Cost
 from tokred.folders import shipped_folder
 from tokred.sweep import Document, estimate_seconds, load_document, load_spec, parse_spec, preview, run_sweep
@@ -30,8 +30,10 @@ def test_the_sweeps_for_imagenet_try_the_four_methods_and_name_models_that_are_t
 
 
 @pytest.mark.parametrize("name", IMAGENET)
-def test_the_sweeps_for_imagenet_run_on_a_stand_in(name: str, tiny_model: str, pictures: str, tmp_path: Path):
+def test_the_sweeps_for_imagenet_run_on_a_stand_in(name: str, tiny_model: str, tmp_path: Path):
     written: dict[str, Any] = load_document(name).content
+    for split in ("train", written.get("split", "test")):
+        write_pictures(tmp_path / "data" / split)
     first = written["models"][0]
     methods = [
         {key: value for key, value in method.items() if key != "models"}
@@ -40,8 +42,8 @@ def test_the_sweeps_for_imagenet_run_on_a_stand_in(name: str, tiny_model: str, p
     ]
     spec = parse_spec(
         Document(
-            {**written, **SHARED, "models": tiny_model, "data": pictures, "methods": methods, "workers": 0,
-             "paper_top1": {tiny_model: written.get("paper_top1", {}).get(first, 50.0)}}
+            {**written, **SHARED, "models": tiny_model, "data": str(tmp_path / "data"), "methods": methods,
+             "workers": 0, "paper_top1": {tiny_model: written.get("paper_top1", {}).get(first, 50.0)}}
         )
     )  # fmt: skip
     rows = run_sweep(spec, tmp_path / "out")

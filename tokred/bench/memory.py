@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,6 +35,25 @@ def peak_memory(function: Callable[[], object], device: torch.device | str = "cp
     with LiveBytes() as live:
         function()
     return live.peak
+
+
+def resident_peak(function: Callable[[], object]) -> int | None:
+    """Bytes of the whole process in memory at the worst moment of a call: libraries and weights are among them.
+
+    The kernel keeps the peak (``VmHWM``) and is told to begin anew. ``None`` where it is not Linux's.
+    """
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+        function()
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")), None)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was too small: that of a GPU, as Python or as torch says it, or in the words of Ray."""
+    return type(error).__name__ in ("OutOfMemoryError", "MemoryError") or "can't allocate memory" in str(error)
 
 
 def memory_measure(device: torch.device | str) -> str:

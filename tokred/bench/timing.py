@@ -103,15 +103,25 @@ def compare(
     return Comparison(Timing(first), Timing(second))
 
 
+def repeat(
+    function: Callable[[], object], *, rounds: int = 10, warmup: int = 1, device: torch.device | str = "cpu"
+) -> Timing:
+    """Time one function alone: its seconds hold for this moment of this machine."""
+    device = torch.device(device)
+    seconds = [_seconds(function, device) for _ in range(warmup + rounds)]
+    return Timing(tuple(seconds[warmup:]))
+
+
 def _seconds(function: Callable[[], object], device: torch.device) -> float:
-    _wait(device)
+    wait(device)
     started = time.perf_counter()
     function()
-    _wait(device)
+    wait(device)
     return time.perf_counter() - started
 
 
-def _wait(device: torch.device) -> None:
+def wait(device: torch.device) -> None:
+    """Return when a GPU has finished what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":

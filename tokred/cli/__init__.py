@@ -9,6 +9,7 @@ import typer
 
 from tokred import __version__
 from tokred.cli.bench import bench
+from tokred.cli.benchmark import benchmark
 from tokred.cli.console import errors, output
 from tokred.cli.demo import demo
 from tokred.cli.explain import explain
@@ -20,6 +21,7 @@ from tokred.cli.results import compare, merge, plot, report
 from tokred.cli.sweep import sweep
 from tokred.cli.tokenizer import decode, encode
 from tokred.cli.train import train
+from tokred.cli.validate import validate
 from tokred.errors import TokredError
 
 app = typer.Typer(
@@ -44,6 +46,10 @@ _COMMANDS = (
 )  # fmt: skip
 for command in _COMMANDS:
     app.command()(command)
+for command in (validate, benchmark):  # their arguments are timm's, which typer cannot say
+    app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})(
+        command
+    )
 app.add_typer(learn, name="learn")
 
 

@@ -11,7 +11,7 @@ import yaml
 from tokred.errors import ConfigError
 from tokred.methods import Method, create_method, methods
 
-_COMMANDS = ("explain", "overlay", "sweep", "train")
+_COMMANDS = ("benchmark", "explain", "overlay", "sweep", "train", "validate")
 
 
 def free_options(arguments: Sequence[str]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,13 +12,14 @@ from tokred.cli.console import errors, output, progress_bar
 from tokred.cli.knobs import parse_knobs
 from tokred.cli.tables import duration, planned_table, print_complaints, result_tables
 from tokred.errors import ConfigError
-from tokred.methods import methods
+from tokred.methods import untrained_methods
 from tokred.sweep import (
     Document,
     Engine,
     Progress,
     SweepSpec,
     create_engine,
+    create_sink,
     estimate_seconds,
     load_document,
     parse_spec,
@@ -53,13 +54,23 @@ def sweep(
         Path | None, typer.Option(help="Folder for the results. Left out: runs/<name of the sweep>.")
     ] = None,
     worst: Annotated[int | None, typer.Option(help="Pictures to keep of each point, of images gone wrong.")] = None,
+    metric: Annotated[
+        list[str] | None, typer.Option(help="Measured as well: knn, probe, cosine, energy, rss; may be repeated.")
+    ] = None,
+    throughput: Annotated[
+        list[int] | None, typer.Option(help="Batch size to measure images per second at, too; may be repeated.")
+    ] = None,
     engine: Annotated[
-        str | None, typer.Option(help="local: in this process; ray: on a Ray cluster (extra 'cluster').")
+        str | None, typer.Option(help="local: on this machine; ray: on a Ray cluster (extra 'cluster').")
+    ] = None,
+    processes: Annotated[
+        int | None, typer.Option(help="Points measured side by side here. Left out: one, or one for every GPU.")
     ] = None,
     address: Annotated[
         str | None, typer.Option(help="Of a Ray cluster that runs, or 'auto'. Left out: one is started here.")
     ] = None,
     shards: Annotated[int | None, typer.Option(help="Tasks that the images of one point are split over.")] = None,
+    sink: Annotated[str | None, typer.Option(help="Show every point there as well: trackio (extra 'trackio').")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Keep what is finished, measure the rest.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the points and their cost, and stop.")] = False,
 ) -> None:
@@ -67,14 +78,15 @@ def sweep(
     given = {
         "models": model, "data": data, "split": split, "images": images, "batch_size": batch_size, "rounds": rounds,
         "workers": workers, "threads": num_threads, "device": device, "dtype": dtype, "engine": engine,
-        "shards": shards, "worst": worst,
+        "shards": shards, "processes": processes, "worst": worst, "metrics": metric, "throughput": throughput,
     }  # fmt: skip
     spec = parse_spec(_document(config, given, method or [], knob or []))
     folder = out or Path("runs") / (Path(config).stem if config else Path(spec.models[0]).name)
     if dry_run:
         _print_plan(spec)
         return
-    rows = _run(spec, folder, create_engine(spec.engine, address), resume)
+    show = None if sink is None else create_sink(sink, folder.name)
+    rows = _run(spec, folder, create_engine(spec.engine, address, spec.processes, spec.device), resume, show)
     console = output()
     for table in result_tables(rows):
         console.print(table, highlight=False)
@@ -111,9 +123,7 @@ def _document(config: str | None, given: dict[str, Any], names: Sequence[str], k
     if names:
         values["methods"] = [{"method": name, **written} for name in names]
     elif config is None:
-        # DiffRate's rates are learned, but a budget gives it a straight line that needs none.
-        free = [name for name, method in methods().items() if not method.learned or name == "diffrate"]
-        values["methods"] = [{"method": name, "budget": {"grid": _DEFAULT_BUDGETS}} for name in free]
+        values["methods"] = [{"method": name, "budget": {"grid": _DEFAULT_BUDGETS}} for name in untrained_methods()]
     if config is None:
         return Document(values)
     document = load_document(config)
@@ -125,7 +135,18 @@ def _document(config: str | None, given: dict[str, Any], names: Sequence[str], k
     return Document({**document.content, **values}, document.name, lines)
 
 
-def _run(spec: SweepSpec, folder: Path, engine: Engine, resume: bool) -> list[dict[str, Any]]:
+def _show(show: Callable[[dict[str, Any]], None], row: dict[str, Any], folder: Path) -> None:
+    """Whatever a foreign dashboard raises, the sweep goes on; the row is in the folder by then."""
+    try:
+        show(row)
+    except Exception as error:
+        point = f"{row['method']} {row['label']}".strip()
+        errors().print(f"{point} is in {folder}, but the sink did not take it: {error}", markup=False, soft_wrap=True)
+
+
+def _run(
+    spec: SweepSpec, folder: Path, engine: Engine, resume: bool, show: Callable[[dict[str, Any]], None] | None
+) -> list[dict[str, Any]]:
     finished: set[str] = set()
     with progress_bar() as bar:
         task = bar.add_task("", total=len(spec.points()))
@@ -133,6 +154,8 @@ def _run(spec: SweepSpec, folder: Path, engine: Engine, resume: bool) -> list[di
         def report(now: Progress) -> None:
             if now.row is not None and now.row["status"] == "finished":
                 finished.add(now.point.key)
+            if now.row is not None and not now.resumed and show is not None:
+                _show(show, now.row, folder)
             bar.update(task, completed=now.completed, description=str(now.point))
 
         try:

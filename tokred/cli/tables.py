@@ -58,10 +58,12 @@ _LAYOUTS = (
     )),
     _Layout("speedup", "images", (
         ("GMACs", "gmacs", "{:.3f}"), ("tokens", "mean_tokens", "{:.1f}"), ("top-1 %", "top1", "{:.2f}"),
-        ("paper %", "paper_top1", "{:.2f}"),
+        ("paper %", "paper_top1", "{:.2f}"), ("ECE %", "ece", "{:.1f}"), ("worst drop %", "worst_class_drop", "{:.1f}"),
+        ("kNN %", "knn_top1", "{:.2f}"), ("probe %", "probe_top1", "{:.2f}"), ("cosine", "feature_cosine", "{:.3f}"),
         ("agree %", "agreement", "{:.2f}"), ("speed-up", "speedup", "{:.2f}x"),
         ("images/s", "images_per_second", "{:.0f}"), ("p50 ms", "latency_p50_ms", "{:.0f}"),
         ("p95 ms", "latency_p95_ms", "{:.0f}"), ("peak MB", "peak_memory_mb", "{:.0f}"),
+        ("RSS MB", "rss_mb", "{:.0f}"), ("J/image", "joules_per_image", "{:.3f}"),
     )),
 )  # fmt: skip
 
@@ -80,8 +82,7 @@ def result_tables(rows: Sequence[dict[str, Any]]) -> Iterator[Table]:
         )
         table.add_column("method")
         table.add_column("setting")
-        quoted = any(row.get("paper_top1") is not None for row in members)
-        columns = [column for column in layout.columns if quoted or column[1] != "paper_top1"]
+        columns = [column for column in layout.columns if any(row.get(column[1]) is not None for row in members)]
         for title, _, _ in columns:
             table.add_column(title, justify="right")
         for row in members:

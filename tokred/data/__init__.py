@@ -12,11 +12,14 @@ from tokred.data.batches import Batches
 from tokred.data.captions import CaptionedImages
 from tokred.data.easy_vqa import easy_vqa, easy_vqa_sample
 from tokred.data.fashion_mnist import fashion_mnist
-from tokred.data.image_folder import ImageFolder, Unreadable
+from tokred.data.huggingface import HuggingFaceImages, is_huggingface
+from tokred.data.image_folder import ImageFolder
 from tokred.data.mosaic import mosaic
+from tokred.data.pictures import Unreadable
 from tokred.data.samples import fashion_mnist_sample
 from tokred.data.scenes import scenes, single_shapes
 from tokred.data.shapes import shapes
+from tokred.data.shards import ShardImages, find_shards
 from tokred.data.tensors import TensorImages, Transform
 from tokred.data.transforms import transform_for
 from tokred.data.vqa import Question, VQADataset, VQAExample, as_thumbnails, read_vqa
@@ -71,18 +74,25 @@ def dataset_names() -> tuple[str, ...]:
 
 
 def load_dataset(
-    name_or_path: str | os.PathLike[str], split: str = "test", transform: Transform | None = None
+    name_or_path: str | os.PathLike[str],
+    split: str = "test",
+    transform: Transform | None = None,
+    *,
+    strict: bool = False,
 ) -> Dataset[Any]:
-    """Return a data set of (picture, label): a known name, or a folder with one subfolder a class.
+    """Return a data set of (picture, label): a known name, a folder, Parquet files, shards, or one of the hub.
 
     Args:
         name_or_path: "fashion-mnist", "fashion-mnist-sample" (ships with tokred), "shapes" and "single-shapes"
-            (drawn when asked for), or a folder. Where the folder has a subfolder named ``split``, that one is read.
-        split: "train" or "test" for the named ones.
+            (drawn when asked for); a folder with one subfolder a class; Parquet files, a folder of them, or "hf:" and
+            the name of a data set of the hub (:class:`~tokred.data.huggingface.HuggingFaceImages`); or shards of
+            webdataset, a pattern or a folder of them (:func:`~tokred.data.shards.find_shards`).
+        split: "train" or "test" for the named ones. Where a folder has a subfolder of that name, that one is read.
         transform: applied to every picture; :func:`transform_for` makes a model's own.
+        strict: refuse data that have no such split, instead of reading them as a whole.
 
     Raises:
-        DataError: neither a known name nor a folder, or data that cannot be read.
+        DataError: none of these, or data that cannot be read.
 
     >>> image, label = load_dataset("fashion-mnist-sample")[0]
     >>> tuple(image.shape)
@@ -90,12 +100,18 @@ def load_dataset(
     """
     if isinstance(name_or_path, str) and name_or_path in _DATASETS:
         return _DATASETS[name_or_path](split, transform)
-    path = Path(name_or_path).expanduser()
+    name, path = os.fspath(name_or_path), Path(name_or_path).expanduser()
+    if is_huggingface(name, split):
+        return HuggingFaceImages(name, split, transform, strict=strict)
+    if shards := find_shards(name, split, strict):
+        return ShardImages(shards, transform)
     if path.is_dir():
+        if strict and not (path / split).is_dir():
+            raise DataError(f"{path} has no subfolder {split!r}. Name the folder that holds all splits of the data.")
         return ImageFolder(path, transform, split=split)
-    near = difflib.get_close_matches(str(name_or_path), _DATASETS, n=1)
-    hint = f"Did you mean {near[0]!r}?" if near else f"Known names: {', '.join(_DATASETS)}."
-    raise DataError(f"{str(name_or_path)!r} is neither a known data set nor a folder. {hint}")
+    near = difflib.get_close_matches(name, _DATASETS, n=1)
+    hint = f"Did you mean {near[0]!r}?" if near else f"Known names: {', '.join(_DATASETS)}; or hf:<name on the hub>."
+    raise DataError(f"{name!r} is neither a known data set nor a folder. {hint}")
 
 
 def vqa_names() -> tuple[str, ...]:

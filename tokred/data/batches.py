@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
-from tokred.data.image_folder import Unreadable
+from tokred.data.pictures import Unreadable
 
 
 class Batches:

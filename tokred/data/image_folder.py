@@ -2,34 +2,20 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from torch.utils.data import Dataset
 
+from tokred.data.pictures import SUFFIXES, Unreadable, open_picture
 from tokred.data.tensors import Transform
 from tokred.errors import DataError
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-
-
-@dataclass(frozen=True)
-class Unreadable:
-    """What stands in for a picture that cannot be read; :class:`tokred.data.Batches` leaves it out and keeps it."""
-
-    path: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
 
 
 class ImageFolder(Dataset[Any]):
     """Pictures of ``root/<class>/**``, as (picture, label); labels follow the sorted names of the class folders.
 
-    A file that is no picture, or is cut off, comes out as :class:`Unreadable` instead of ending the run.
+    A file that is no picture, or is cut off, comes out as :class:`~tokred.data.Unreadable` instead of ending the run.
 
     Args:
         root: the folder of class folders. If it holds a folder named ``split``, that one is taken.
@@ -75,10 +61,7 @@ class ImageFolder(Dataset[Any]):
 
     def __getitem__(self, index: int) -> tuple[Any, int] | Unreadable:
         path, label = self.files[index]
-        try:
-            with Image.open(path) as file:
-                image = file.convert("RGB")
-        # What PIL raises on broken files of various formats; a bomb is a file that unpacks to gigabytes.
-        except (OSError, SyntaxError, ValueError, EOFError, IndexError, Image.DecompressionBombError) as error:
-            return Unreadable(str(path), f"{type(error).__name__}: {error}")
+        image = open_picture(path)
+        if isinstance(image, Unreadable):
+            return image
         return (image if self.transform is None else self.transform(image)), label

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from tokred.errors import ConfigError
-from tokred.methods import Method, create_method, methods
+from tokred.methods import Method, create_method, methods, untrained_methods
 
 BUDGET = "budget"
 
@@ -28,11 +28,6 @@ _OWN = {
     "r": lambda default: Dial("r", "r: tokens merged in every block", 0, 25, 1, default),
     "keep": lambda default: Dial("keep", "keep: share of the tokens that stay", 0.05, 1.0, 0.05, default),
 }
-
-
-def encoder_methods() -> tuple[str, ...]:
-    """Methods inside an encoder that run untrained; DiffRate's rates are learned, but a budget needs none."""
-    return tuple(name for name, method in methods().items() if not method.learned or name == "diffrate")
 
 
 def dials(name: str) -> tuple[Dial, ...]:
@@ -67,6 +62,6 @@ def prompt_methods() -> dict[str, Any]:
 
 
 def _require(name: str) -> type[Method]:
-    if name not in encoder_methods():
-        raise ConfigError(f"{name!r} is none of the methods of this tab: {', '.join(encoder_methods())}.")
+    if name not in untrained_methods():
+        raise ConfigError(f"{name!r} is none of the methods of this tab: {', '.join(untrained_methods())}.")
     return methods()[name]

@@ -12,10 +12,11 @@ import yaml
 from PIL import Image
 
 from tokred.assets import list_models
-from tokred.demo import choices, shelf
+from tokred.demo import shelf
 from tokred.demo.page import SECONDS_KEPT, saying_why, table
 from tokred.demo.uploads import MAX_PICTURES, read_pictures
 from tokred.errors import ConfigError
+from tokred.methods import untrained_methods
 from tokred.sweep import Document, Progress, SweepSpec, parse_spec, plot_results, read_results, run_sweep
 
 SAMPLE = "fashion-mnist-sample"
@@ -157,7 +158,7 @@ def add_tab() -> None:
                 names, value=names[0], label="Model", allow_custom_value=True, info="or any ViT of timm, when online"
             )
             methods = gr.Dropdown(
-                choices.encoder_methods(), value=["tome", "pitome", "topk", "random"], multiselect=True, label="Methods"
+                untrained_methods(), value=["tome", "pitome", "topk", "random"], multiselect=True, label="Methods"
             )
             budgets = gr.CheckboxGroup(BUDGETS, value=["65%", "45%"], label="Budgets: share of the MACs")
             x = gr.Radio(list(X_AXES.items()), value="gmacs", label="Horizontal axis")

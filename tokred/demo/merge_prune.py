@@ -16,7 +16,7 @@ from tokred.cost import cost
 from tokred.data import transform_for
 from tokred.demo import choices, examples, shelf
 from tokred.demo.page import SECONDS_KEPT, PictureChooser, saying_why, table
-from tokred.methods import Method
+from tokred.methods import Method, untrained_methods
 from tokred.patching import patch
 from tokred.schedule import Schedule
 from tokred.trace import Trace
@@ -144,7 +144,7 @@ def add_tab(opened: Any) -> None:
             model = gr.Dropdown(
                 names, value=names[0], label="Model", allow_custom_value=True, info="or any ViT of timm, when online"
             )
-            method = gr.Dropdown(choices.encoder_methods(), value="tome", label="Method")
+            method = gr.Dropdown(untrained_methods(), value="tome", label="Method")
             knob = gr.Radio([d.knob for d in choices.dials("tome")], value=dial.knob, label="Set by")
             strength = gr.Slider(dial.minimum, dial.maximum, dial.value, step=dial.step, label=dial.label)
         with gr.Column(scale=5, min_width=300):

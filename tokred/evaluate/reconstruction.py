@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokred.errors import TokredError
+from tokred.extra import need
 from tokred.tokenizers.flextok.model import FlexTok
 
 
@@ -23,7 +23,7 @@ def psnr(images: Tensor, others: Tensor) -> Tensor:
 
 def ssim(images: Tensor, others: Tensor) -> Tensor:
     """Return the structural similarity [B] between pictures in [-1, 1], by torchmetrics."""
-    measure = need_torchmetrics().functional.image.structural_similarity_index_measure
+    measure = need("torchmetrics.functional.image", purpose="SSIM needs").structural_similarity_index_measure
     clipped = (images.float().clamp(-1, 1), others.float().clamp(-1, 1))
     return measure(*clipped, data_range=2.0, reduction="none")
 
@@ -60,28 +60,11 @@ def frechet_distance(features: Tensor, others: Tensor) -> float:
     """Return the Frechet distance between Gaussians fitted to two sets of features [N, D], [M, D], by torchmetrics."""
     given = nn.Identity()  # features are had already
     given.num_features = features.shape[1]  # type: ignore[assignment]
-    distance = need_torchmetrics().image.fid.FrechetInceptionDistance(feature=given)
+    measure = need("torchmetrics.image.fid", purpose="The Frechet distance needs").FrechetInceptionDistance
+    distance = measure(feature=given)
     distance.update(features.cpu(), real=True)
     distance.update(others.cpu(), real=False)
     return float(distance.compute())
-
-
-def need_torchmetrics() -> Any:
-    """Return torchmetrics.
-
-    Raises:
-        TokredError: it is not installed.
-    """
-    try:
-        import torchmetrics  # pyright: ignore[reportMissingImports]
-        import torchmetrics.functional.image  # pyright: ignore[reportMissingImports]
-        import torchmetrics.image.fid  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise TokredError(
-            f"SSIM and Frechet distances need torchmetrics, which is not installed ({error}). "
-            "Type: pip install 'tokred[sweep]'"
-        ) from error
-    return torchmetrics
 
 
 def bits(model: Any, tokens: int) -> float:

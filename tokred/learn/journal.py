@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from tokred.errors import ConfigError, DataError
+from tokred.extra import need
 from tokred.learn.choice import Choice, from_record, to_record
 from tokred.learn.lock import Lock
 from tokred.learn.process import is_alive, me
 from tokred.learn.space import Range
 from tokred.sweep.axes import Axis
-from tokred.sweep.extra import need
 from tokred.sweep.store import StorageError
 
 log = logging.getLogger(__name__)

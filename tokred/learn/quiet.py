@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tokred.sweep.extra import need
+from tokred.extra import need
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from tokred.bench.machine import require_device, threads
 from tokred.errors import BudgetError, ConfigError
+from tokred.extra import need
 from tokred.learn.choice import Choice, from_record
 from tokred.learn.front import Front, Trial, write_front
 from tokred.learn.journal import SAMPLERS, Claim, Journal, Seed
@@ -18,7 +19,6 @@ from tokred.learn.quiet import quiet
 from tokred.learn.space import Range, Space, make_space, written
 from tokred.learn.spec import AnySpec, SearchSpec
 from tokred.schedule import Schedule
-from tokred.sweep.extra import need
 from tokred.sweep.kinds import require_names
 from tokred.sweep.subject import Subject
 

@@ -25,7 +25,7 @@ from tokred.methods.prumerge import PruMerge
 from tokred.methods.pyramiddrop import PyramidDrop
 from tokred.methods.random import Random
 from tokred.methods.random_visual import RandomVisual
-from tokred.methods.registry import AnyMethod, create_method, methods, register
+from tokred.methods.registry import AnyMethod, create_method, methods, register, untrained_methods
 from tokred.methods.sinkhorn import Sinkhorn
 from tokred.methods.sit import SiT
 from tokred.methods.sms import SparsityMeetsSimilarity
@@ -83,4 +83,5 @@ __all__ = [
     "create_method",
     "methods",
     "register",
+    "untrained_methods",
 ]

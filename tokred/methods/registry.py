@@ -97,6 +97,14 @@ def methods(place: Place | None = "encoder") -> dict[str, Any]:
     return {name: method for name, method in _registry.all().items() if place in (None, method.place)}
 
 
+def untrained_methods() -> tuple[str, ...]:
+    """Names of the methods inside an encoder that run untrained, given a budget.
+
+    DiffRate's rates are learned, but a budget gives it a straight line that needs none.
+    """
+    return tuple(name for name, method in methods().items() if not method.learned or name == "diffrate")
+
+
 def create_method(name: str, **knobs: Any) -> Any:
     """Build a method from its registered name and knobs.
 

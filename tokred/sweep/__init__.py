@@ -9,6 +9,7 @@ from tokred.sweep.plot import plot_results
 from tokred.sweep.point import UNPATCHED, Point
 from tokred.sweep.report import write_report
 from tokred.sweep.run import Progress, preview, run_sweep
+from tokred.sweep.sink import create_sink
 from tokred.sweep.spec import MethodGrid, SweepSpec, load_document, load_spec, parse_spec
 from tokred.sweep.store import StorageError, Store, read_results
 from tokred.sweep.yaml import Document
@@ -28,6 +29,7 @@ __all__ = [
     "SweepSpec",
     "compare_results",
     "create_engine",
+    "create_sink",
     "estimate_seconds",
     "load_document",
     "load_spec",

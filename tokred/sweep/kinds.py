@@ -45,6 +45,7 @@ class Kind:
         foresee: for a model, what a point will cost, why it will fail, or what it depends on.
         part: what a point gives on shard i of n of the data; ``measure`` takes those of all shards as a fourth
             argument. ``None`` where the data cannot be split.
+        metrics: whether more can be measured than what always is.
     """
 
     title: str
@@ -57,6 +58,7 @@ class Kind:
     take_over: Callable[[Any, Row], None]
     foresee: Callable[[str], Callable[[Point], Outlook]]
     part: Callable[[Point, Any, int, int, Report], Any] | None = None
+    metrics: bool = False
 
 
 def kind_of(models: Sequence[str]) -> Kind:
@@ -107,6 +109,14 @@ def _create(method: str, knobs: Mapping[str, Any]) -> Any:
     return create_method(method, **knobs)
 
 
+def _anything(name: str) -> bool:
+    return True
+
+
+def _foresee_answers(model: str) -> Callable[[Point], Outlook]:
+    return lambda point: "depends on the prompts"
+
+
 def _nothing(*args: Any) -> None:
     """Nothing to look for, or nothing to take over."""
 
@@ -122,10 +132,10 @@ KINDS = (
     ),
     Kind(
         "multimodal models", is_multimodal, _nothing, load_vqa, _create, VQASubject.load, measure_vqa,
-        _take_over_answers, lambda model: lambda point: "depends on the prompts",
+        _take_over_answers, _foresee_answers,
     ),
     Kind(
-        "image encoders", lambda name: True, _require_encoder, load_dataset, _create, Subject.load, measure,
-        _take_over_classes, foresee_encoder, part=measure_part,
+        "image encoders", _anything, _require_encoder, load_dataset, _create, Subject.load, measure,
+        _take_over_classes, foresee_encoder, part=measure_part, metrics=True,
     ),
 )  # fmt: skip

@@ -16,15 +16,18 @@ from tokred.bench.memory import memory_measure, peak_memory
 from tokred.bench.timing import Comparison, compare
 from tokred.cost import Cost, cost
 from tokred.errors import DataError, TokredError
+from tokred.evaluate.calibration import calibration_error
 from tokred.methods import Method
 from tokred.patching import patch, unwrap
 from tokred.schedule import Schedule
 from tokred.shape import ModelShape
+from tokred.sweep.metrics import METRICS, Look, throughput
 from tokred.sweep.point import Point
 from tokred.sweep.predictions import Predictions, pack_bits
 from tokred.sweep.subject import Subject
 from tokred.sweep.worst import worst_columns
 
+PERCENTILES = (50, 95, 99)  # of latency
 _SHARE_OF_TIMING = 0.4  # of a point's progress
 
 
@@ -64,6 +67,7 @@ def measure(
             report=lambda share: report(1 - _SHARE_OF_TIMING * (1 - share)),
         )
         memory = subject.memory if method is None else peak_memory(lambda: patched(images), subject.device)
+    asked = _asked(point, Look(subject, patched, reached, point.settings.rounds))
     if handle is not None:
         handle.remove()
     worst = {}
@@ -72,12 +76,12 @@ def measure(
     before = cost(subject.tower.shape)
     after = before if method is None else cost_of(method, subject.tower.shape, patched, images)
     return {
-        "note": subject.note,
+        **asked,
+        "note": "; ".join(note for note in (subject.note, asked.get("note")) if note) or None,
         "adapter": subject.tower.family,
         **quality_columns(reached, unpatched),
         **({"agreement": None} if getattr(plain, "num_classes", None) == 0 else {}),
-        "top1": None if subject.note else reached.top1,
-        "right": None if subject.note else pack_bits(reached.right),
+        **({"top1": None} if subject.note else label_columns(reached, unpatched, subject.class_name)),
         **speed_columns(pairs, len(images), is_reference=method is None),
         "peak_memory_mb": memory / 1e6,
         "peak_memory_mb_unpatched": subject.memory / 1e6,
@@ -90,6 +94,15 @@ def measure(
         "predictions": reached.predicted.tolist() if method is None else None,
         **worst,
     }
+
+
+def _asked(point: Point, look: Look) -> dict[str, Any]:
+    """The metrics that the specification names; what they say is left out is one note."""
+    found = [METRICS[name](look) for name in point.settings.metrics]
+    if point.settings.throughput:
+        found.append(throughput(look, point.settings.throughput))
+    columns = {name: value for one in found for name, value in one.items()}
+    return {**columns, "note": "; ".join(one["note"] for one in found if "note" in one)}
 
 
 def measure_part(
@@ -153,6 +166,28 @@ def quality_columns(reached: Predictions, unpatched: Tensor) -> dict[str, Any]:
     }
 
 
+def label_columns(reached: Predictions, unpatched: Tensor, name: Callable[[Tensor], str]) -> dict[str, Any]:
+    """How well the classes are hit, how sure the model is of it, and what the class that loses most loses.
+
+    Args:
+        reached: what the model says.
+        unpatched: the classes [N] that the unpatched model gives.
+        name: what a class is called.
+    """
+    classes, of = reached.labels.unique(return_inverse=True)
+    lost = (unpatched == reached.labels).double() - reached.right.double()  # 1, 0 or -1 for an image
+    drops = 100 * torch.zeros(len(classes), dtype=torch.double).index_add_(0, of, lost) / of.bincount()
+    worst = int(drops.argmax())
+    return {
+        "top1": reached.top1,
+        "top5": reached.top5,
+        "ece": calibration_error(reached.confidence, reached.right),
+        "worst_class": name(classes[worst]) if drops[worst] > 0 else None,
+        "worst_class_drop": drops[worst].item(),
+        "right": pack_bits(reached.right),
+    }
+
+
 def speed_columns(pairs: Comparison, batch: int, *, is_reference: bool) -> dict[str, float]:
     """The unpatched model against itself is 1 by definition; its quartiles show the noise."""
     low, high = pairs.quartiles
@@ -162,10 +197,8 @@ def speed_columns(pairs: Comparison, batch: int, *, is_reference: bool) -> dict[
         "speedup_high": high,
         "images_per_second": batch / pairs.other.median,
         "images_per_second_unpatched": batch / pairs.base.median,
-        "latency_p50_ms": 1e3 * pairs.other.median,
-        "latency_p95_ms": 1e3 * pairs.other.quantile(0.95),
-        "latency_p50_ms_unpatched": 1e3 * pairs.base.median,
-        "latency_p95_ms_unpatched": 1e3 * pairs.base.quantile(0.95),
+        **{f"latency_p{p}_ms": 1e3 * pairs.other.quantile(p / 100) for p in PERCENTILES},
+        **{f"latency_p{p}_ms_unpatched": 1e3 * pairs.base.quantile(p / 100) for p in PERCENTILES},
     }
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from tokred.extra import need
 from tokred.sweep.axes import Axis
-from tokred.sweep.extra import need
 from tokred.sweep.panels import COLUMNS_OF_PANELS, Look, Panel
 from tokred.sweep.point import UNPATCHED
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from tokred.methods import Method, create_method
 
 UNPATCHED = "unpatched"
+TRAIN_IMAGES = 10_000
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,15 @@ class Settings:
     dtype: str
     seed: int
     worst: int = 0
+    metrics: tuple[str, ...] = ()
+    throughput: tuple[int, ...] = ()
+    train_images: int = TRAIN_IMAGES
 
     @property
     def config(self) -> dict[str, Any]:
         """As plain data; what is at rest is left out, so that the keys of earlier results hold."""
-        return {name: value for name, value in asdict(self).items() if name != "worst" or value}
+        rest = {f.name: f.default for f in fields(self) if f.default is not MISSING}
+        return {name: value for name, value in asdict(self).items() if name not in rest or value != rest[name]}
 
     @classmethod
     def of(cls, spec: Any) -> Settings:

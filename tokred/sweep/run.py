@@ -11,6 +11,7 @@ from tokred.bench.machine import require_device
 from tokred.errors import ConfigError
 from tokred.sweep.engines import Engine, create_engine
 from tokred.sweep.engines.local import LocalEngine
+from tokred.sweep.engines.processes import ProcessEngine
 from tokred.sweep.kinds import Kind, Outlook, Row, kind_of, require_names
 from tokred.sweep.point import Point
 from tokred.sweep.spec import SweepSpec
@@ -62,8 +63,8 @@ def run_sweep(
         ConfigError: there is no such device, or the data of such models cannot be split into shards.
         StorageError: the folder or a result cannot be written.
     """
-    engine = engine or create_engine(spec.engine)
-    if isinstance(engine, LocalEngine):
+    engine = engine or create_engine(spec.engine, processes=spec.processes, device=spec.device)
+    if isinstance(engine, LocalEngine | ProcessEngine):
         require_device(spec.device)
     require_names(spec.models, sorted({data for _, data in spec.pairs()}), spec.split)
     kind = kind_of(spec.models)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -14,7 +15,8 @@ from tokred.errors import ConfigError
 from tokred.folders import shipped_folder
 from tokred.sweep.engines import EngineName
 from tokred.sweep.kinds import kind_of
-from tokred.sweep.point import Point, Settings
+from tokred.sweep.metrics import MetricName
+from tokred.sweep.point import TRAIN_IMAGES, Point, Settings
 from tokred.sweep.yaml import Document, read_yaml
 
 DType = Literal["float32", "bfloat16", "float16"]
@@ -67,8 +69,16 @@ class SweepSpec(BaseModel):
         dtype: of weights and images.
         seed: draws the images.
         paper_top1: what papers say about the unpatched models.
+        metrics: what else to measure of image encoders: ``knn`` and ``probe``, top-1 of the 20 nearest neighbours and
+            of a linear classifier on features, both made once from what the unpatched model gives to training images;
+            ``cosine`` of features with those of the unpatched model; ``energy`` for an image, where NVML counts it;
+            ``rss``, the memory that the process holds at the peak of a forward.
+        throughput: batch sizes at which images per second are measured as well, of image encoders.
+        train_images: how many images of the split "train", drawn with the seed, knn and probe learn from.
         worst: keep so many pictures of each point, of images whose class became wrong, for the report.
-        engine: where points are measured: ``local``, in this process, or ``ray``, on a cluster.
+        engine: where points are measured: ``local``, on this machine, or ``ray``, on a cluster.
+        processes: points that ``local`` measures side by side; if left out, one, and with the device "cuda" one for
+            every GPU.
         shards: tasks that the images of one point are split over, at the bounds of batches; they reach the same result.
     """
 
@@ -87,14 +97,18 @@ class SweepSpec(BaseModel):
     dtype: DType = "float32"
     seed: int = 0
     paper_top1: dict[str, float] = Field(default_factory=dict)
+    metrics: tuple[MetricName, ...] = ()
+    throughput: tuple[Annotated[int, Field(gt=0)], ...] = ()
+    train_images: int = Field(default=TRAIN_IMAGES, gt=0)
     worst: int = Field(default=0, ge=0)
     engine: EngineName = "local"
+    processes: int | None = Field(default=None, gt=0)
     shards: int = Field(default=1, gt=0)
 
-    @field_validator("models", "data", mode="before")
+    @field_validator("models", "data", "metrics", "throughput", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
+        return [value] if isinstance(value, str | int) else value
 
     @property
     def settings(self) -> Settings:
@@ -164,6 +178,9 @@ def parse_spec(document: Document) -> SweepSpec:
     except ValidationError as error:
         raise ConfigError(" ".join(_sentence(document, entry) for entry in error.errors())) from error
     kind = kind_of(spec.models)
+    for key in ("metrics", "throughput"):
+        if getattr(spec, key) and not kind.metrics:
+            raise ConfigError(f"{document.place(key)}: {kind.title} have no further metrics. Leave it out.")
     for index, grid in enumerate(spec.methods):
         if unknown := sorted(set(grid.models or ()) - set(spec.models)):
             place = document.place("methods", index, "models")
@@ -191,6 +208,10 @@ def _sentence(document: Document, entry: Mapping[str, Any]) -> str:
         return f"{place}: unknown key {key!r}; did you mean {near!r}?"
     if entry["type"] == "missing":
         return f"{place}: the key {entry['loc'][-1]!r} is missing."
+    if entry["type"] == "literal_error":
+        known = re.findall("'([^']*)'", entry["ctx"]["expected"])
+        near = get_close_matches(str(entry["input"]), known, n=1, cutoff=0)[0]
+        return f"{place}: no {entry['input']!r}; did you mean {near!r}? There are: {', '.join(known)}."
     return f"{place}: {entry['msg']} (found {entry['input']!r})."
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tokred.errors import DataError, TokredError
-from tokred.sweep.extra import need
+from tokred.extra import need
 
 # column -> type, in the order of the table; every column may be empty, as most are where a point failed
 COLUMNS = {
@@ -30,10 +30,16 @@ COLUMNS = {
     "skipped_files": "list<string>",
     "texts": "int64",  # different captions
     "top1": "float64",  # percent
+    "top5": "float64",
+    "ece": "float64",  # expected calibration error in percent, 15 bins
+    "worst_class": "string",  # that lost most against the unpatched model; empty where none lost
+    "worst_class_drop": "float64",  # percent of its images
     "image_to_text_r1": "float64",  # percent of the pictures that find one of their captions first
     "image_to_text_r5": "float64",  # among the first five
     "text_to_image_r1": "float64",  # percent of the captions
     "text_to_image_r5": "float64",
+    "knn_top1": "float64",  # percent, of the 20 nearest features that the unpatched model gives to training images
+    "feature_cosine": "float64",  # of features with those of the unpatched model, mean over images
     "paper_top1": "float64",  # what a paper says about this point, as the specification quotes it
     "exact_match": "float64",  # percent of the questions that get exactly the expected answer
     "agreement": "float64",  # percent of the images that get the unpatched model's class or caption, or of the answers
@@ -45,11 +51,20 @@ COLUMNS = {
     "images_per_second_unpatched": "float64",
     "latency_p50_ms": "float64",  # of one batch
     "latency_p95_ms": "float64",
+    "latency_p99_ms": "float64",
     "latency_p50_ms_unpatched": "float64",
     "latency_p95_ms_unpatched": "float64",
+    "latency_p99_ms_unpatched": "float64",
     "peak_memory_mb": "float64",
     "peak_memory_mb_unpatched": "float64",
     "memory_measure": "string",
+    "rss_mb": "float64",  # of the whole process at the peak of a forward
+    "joules_per_image": "float64",  # of the first batch
+    "joules_per_image_unpatched": "float64",
+    "throughput_batch_sizes": "list<int64>",
+    "throughput": "list<float64>",  # images per second at those sizes; empty where memory did not hold a batch
+    "throughput_unpatched": "list<float64>",
+    "throughput_speedup": "list<float64>",  # medians over pairs
     "gmacs": "float64",  # of multimodal models: of the language model, for one prompt
     "gmacs_unpatched": "float64",
     "mean_tokens": "float64",  # of multimodal models: visual ones
@@ -78,7 +93,7 @@ COLUMNS = {
     "ssim": "float64",
     "feature_distance": "float64",  # one less the cosine of vit-fmnist's tokens
     "frechet_distance": "float64",  # of vit-fmnist's features
-    "probe_top1": "float64",  # percent, of a linear probe on vit-fmnist's features
+    "probe_top1": "float64",  # percent, of a linear probe: encoders: on their features; tokenizers: on vit-fmnist's
     "probe_top1_originals": "float64",
     "encode_images_per_second": "float64",
     "encode_speedup": "float64",  # over all tokens, as decode_speedup
@@ -214,6 +229,7 @@ def _schema() -> Any:
         "float64": pa.float64(),
         "list<string>": pa.list_(pa.string()),
         "list<int64>": pa.list_(pa.int64()),
+        "list<float64>": pa.list_(pa.float64()),
         "binary": pa.binary(),
     }
     return pa.schema([(name, kinds[kind]) for name, kind in COLUMNS.items()])

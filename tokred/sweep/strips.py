@@ -8,7 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from tokred.sweep.extra import need
+from tokred.extra import need
 
 
 def draw_strips(path: Path, rows: Sequence[dict[str, Any]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -16,18 +17,26 @@ from tokred.assets import load_model
 from tokred.bench.memory import peak_memory
 from tokred.data import Batches, Unreadable, load_dataset, transform_for
 from tokred.errors import DataError, NonFiniteError
+from tokred.evaluate.penultimate import Penultimate
+from tokred.evaluate.probe import LinearProbe
 from tokred.patching import unwrap
 from tokred.sweep.point import Settings
 from tokred.sweep.predictions import Predictions
+
+LEARNING = {"knn", "probe"}  # metrics that look at training images
+FEATURES = LEARNING | {"cosine"}  # and at features
 
 
 class Subject:
     """One model with one data set, ready to run."""
 
-    def __init__(self, model: nn.Module, batches: Batches, settings: Settings) -> None:
+    def __init__(
+        self, model: nn.Module, batches: Batches, settings: Settings, learned_from: Batches | None = None
+    ) -> None:
         self.device, self.dtype = torch.device(settings.device), getattr(torch, settings.dtype)
         self.model = model.to(self.device, self.dtype).eval()
-        self.batches = batches
+        self.batches, self._learned_from = batches, learned_from
+        self._keeps_features = not FEATURES.isdisjoint(settings.metrics)
         self.note = _class_note(model, batches.dataset)
 
     @classmethod
@@ -38,14 +47,21 @@ class Subject:
             DataError: one of them cannot be had, or there are no images.
         """
         network = load_model(model)
-        images = load_dataset(data, settings.split, transform_for(network))
-        total = len(images)  # type: ignore[arg-type]
-        if total == 0:
-            raise DataError(f"{data} holds no images.")
-        if settings.images is not None and settings.images < total:
-            order = torch.randperm(total, generator=torch.Generator().manual_seed(settings.seed))
-            images = Subset(images, sorted(order[: settings.images].tolist()))
-        return cls(network, Batches(images, settings.batch_size, workers=workers), settings)
+        transform = transform_for(network)
+
+        def some(images: Any, most: int | None) -> Batches:
+            if len(images) == 0:
+                raise DataError(f"{data} holds no images.")
+            if most is not None and most < len(images):
+                order = torch.randperm(len(images), generator=torch.Generator().manual_seed(settings.seed))
+                images = Subset(images, sorted(order[:most].tolist()))
+            return Batches(images, settings.batch_size, workers=workers)
+
+        learned_from = None
+        if not LEARNING.isdisjoint(settings.metrics):
+            learned_from = some(load_dataset(data, "train", transform, strict=True), settings.train_images)
+        images = some(load_dataset(data, settings.split, transform), settings.images)
+        return cls(network, images, settings, learned_from)
 
     @cached_property
     def tower(self) -> Tower:
@@ -61,6 +77,18 @@ class Subject:
     def classes(self) -> Tensor:
         """The classes that the unpatched model gives to the readable images; may be set from an earlier run."""
         return self.reference.predicted
+
+    @cached_property
+    def learned(self) -> Predictions:
+        """What the unpatched model says about the training images, with features."""
+        assert self._learned_from is not None
+        return self.join([self._run(self.model, self._learned_from)])
+
+    @cached_property
+    def probe(self) -> LinearProbe:
+        """Classes read from the features that the unpatched model gives to the training images."""
+        assert self.learned.features is not None
+        return LinearProbe(self.learned.features, self.learned.labels)
 
     @cached_property
     def first(self) -> Tensor:
@@ -114,13 +142,18 @@ class Subject:
         """
         first, end = (at * len(self.batches) // shards for at in (shard, shard + 1))
         batches = self.batches if shards == 1 else self.batches.part(first, end)
+        return self._run(model, batches, first, report)
+
+    def _run(
+        self, model: nn.Module, batches: Batches, first: int = 0, report: Callable[[float], None] | None = None
+    ) -> Predictions:
         found = []
-        with torch.inference_mode():
+        with Penultimate(model) if self._keeps_features else nullcontext() as features, torch.inference_mode():
             for index, (images, labels) in enumerate(batches):
                 logits = model(images.to(self.device, self.dtype))
                 if not torch.isfinite(logits).all():
                     raise NonFiniteError(f"The logits of batch {first + index} are not finite. Try dtype: float32.")
-                found.append(Predictions.of(logits, labels))
+                found.append(Predictions.of(logits, labels, features and features.take()))
                 if report is not None:
                     report((index + 1) / len(batches))
         return replace(Predictions.join(found), skipped=tuple(str(file) for file in batches.skipped))

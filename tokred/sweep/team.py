@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from tokred.bench.machine import device_name, require_device, revision, threads, versions
+from tokred.bench.memory import is_out_of_memory
 from tokred.sweep.kinds import Kind, Row
 from tokred.sweep.point import UNPATCHED, Point, Settings
 
@@ -98,13 +99,12 @@ def failed_row(point: Point, error: BaseException) -> Row:
     """The row of a point that could not be measured: the error in one line, and what to do about it."""
     first = next(iter(str(error).splitlines()), "")
     batch = point.settings.batch_size
-    advice = f" Batches of {batch} do not fit; try batch_size: {batch // 2}." if batch > 1 and _is_memory(error) else ""
+    advice = (
+        f" Batches of {batch} do not fit; try batch_size: {batch // 2}."
+        if batch > 1 and is_out_of_memory(error)
+        else ""
+    )
     return {**describe(point), "status": "failed", "error": f"{type(error).__name__}: {first}{advice}"}
-
-
-def _is_memory(error: BaseException) -> bool:
-    """Whether memory was too small: that of a GPU, as Python or as torch says it, or in the words of Ray."""
-    return type(error).__name__ in ("OutOfMemoryError", "MemoryError") or "can't allocate memory" in str(error)
 
 
 def describe(point: Point) -> Row:

@@ -50,7 +50,7 @@ class TokenizerSubject:
         square = Square(tokenizer.side, tokenizer.channels)
 
         def some(split: str, most: int | None) -> Batches:
-            source: Any = load_dataset(data, split, square)
+            source: Any = load_dataset(data, split, square, strict=split == "train")
             order = torch.randperm(len(source), generator=torch.Generator().manual_seed(settings.seed))
             return Batches(Subset(source, order[:most].sort().values.tolist()), settings.batch_size, workers=workers)
 

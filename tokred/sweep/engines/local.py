@@ -19,13 +19,14 @@ class LocalEngine:
             team, reference = Team(job), job.reference
             for point in job.points:
                 report(point, 0.0)
-                row = _measure(team, point, reference, report)
+                row = measure_shards(team, point, reference, report)
                 if point.method is None and row["status"] == "finished":
                     reference = row
                 yield row
 
 
-def _measure(team: Team, point: Point, reference: Row | None, report: Report) -> Row:
+def measure_shards(team: Team, point: Point, reference: Row | None, report: Report) -> Row:
+    """Measure one point, shard after shard if there are several."""
     steps = team.job.shards + 1 if team.job.shards > 1 else 1
     parts = []
     try:

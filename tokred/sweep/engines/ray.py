@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
+from tokred.extra import need
 from tokred.sweep.engines.base import Report
-from tokred.sweep.extra import need
 from tokred.sweep.kinds import Row
 from tokred.sweep.point import Point
 from tokred.sweep.team import Job, Team, failed_row

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from tokred.extra import need
 from tokred.sweep.axes import AXES, Axis
-from tokred.sweep.extra import need
 from tokred.sweep.page import make_figure
 from tokred.sweep.panels import COLUMNS_OF_PANELS, Look, Panel, choose_looks, make_panels
 

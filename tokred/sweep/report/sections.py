@@ -85,5 +85,7 @@ def _cell(value: Any, kind: str) -> str:
         return "<td></td>"
     if kind in _TEXT:
         return f"<td>{html.escape(value)}</td>"
+    if isinstance(value, list):
+        return "<td>" + " ".join("-" if one is None else f"{one:.4g}" for one in value) + "</td>"
     shown = f"{value:.4g}" if isinstance(value, float) else str(value)
     return f"<td class='number' data-value='{value}'>{shown}</td>"

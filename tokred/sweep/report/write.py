@@ -8,7 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from tokred.sweep.extra import need
+from tokred.extra import need
 from tokred.sweep.report.figures import figures
 from tokred.sweep.report.sections import failures, heading, pictures, table
 from tokred.sweep.store import StorageError, read_results
