@@ -2,14 +2,16 @@
 
 import json
 
+import open_clip
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import tokred
 from tests.clip import CONFIG, tiny_clip
 from tokred.assets import list_models
-from tokred.clip_assets import is_clip, list_clip_models, load_clip, read_clip_config, save_clip
+from tokred.clip_assets import is_clip, list_clip_models, load_clip, read_clip_config, require_clip, save_clip
 from tokred.data import load_captions, load_dataset, transform_for
 from tokred.data.tensors import Normalize
 from tokred.errors import ConfigError, DataError
@@ -46,7 +48,7 @@ def test_a_saved_model_comes_back_in_eval_mode_with_its_half_precision_weights(f
 
 
 def test_a_name_that_is_nothing_is_refused_with_what_there_is():
-    with pytest.raises(DataError, match=r"clip-shapes.*open_clip\.create_model"):
+    with pytest.raises(DataError, match=r"clip-shapes.*such as ViT-B-32/openai"):
         load_clip("clip-shape")
     assert not is_clip("vit-fmnist")
 
@@ -125,3 +127,39 @@ def test_the_embedded_model_finds_captions_and_names_classes_as_its_card_says(sh
     named = nearest_class(embed_images(model, data.images[:300], normalize), classes)
     top1 = 100 * (named == data.labels[:300]).double().mean().item()
     assert top1 == pytest.approx(record["zero_shot_top1"], abs=8)  # a sample of 300
+
+
+def test_models_of_open_clip_go_by_architecture_and_tag_and_have_shapes_without_weights():
+    assert is_clip("ViT-B-32/openai")
+    assert not is_clip("ViT-B-32")
+    assert not is_clip("llava-hf/llava-1.5-7b-hf")
+    with pytest.raises(DataError, match=r"ViT-B-32 has no weights 'opnai' in open_clip. Try openai"):
+        require_clip("ViT-B-32/opnai")
+    model, _ = load_clip("ViT-B-32/openai", pretrained=False)
+    assert next(model.parameters()).is_meta
+    assert model.pretrained_cfg["input_size"] == (3, 224, 224)
+    assert "a bad photo of a {}." in model.pretrained_cfg["templates"]
+    assert transform_for(model)(Image.new("RGB", (300, 400))).shape == (3, 224, 224)
+
+
+def test_the_weights_of_open_clip_are_asked_for_by_their_tag(monkeypatch):
+    def create(architecture, pretrained):
+        assert (architecture, pretrained) == ("ViT-B-32", "openai")
+        model = tiny_clip()[0].train()
+        model.visual.preprocess_cfg = {
+            "mean": (0.5,) * 3, "std": (0.2,) * 3, "interpolation": "bicubic", "resize_mode": "squash",
+        }  # fmt: skip
+        return model
+
+    monkeypatch.setattr(open_clip, "create_model", create)
+    model, tokenizer = load_clip("ViT-B-32/openai")
+    assert not model.training
+    assert transform_for(model)(Image.new("RGB", (30, 90))).shape == (3, 48, 48)
+    assert tokenizer(["a photo"]).shape == (1, 77)
+
+    def offline(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr(open_clip, "create_model", offline)
+    with pytest.raises(DataError, match=r"cannot be fetched \(OSError: no network\). Offline, use .*clip-shapes"):
+        load_clip("ViT-B-32/openai")

@@ -1,5 +1,6 @@
 """CLIP models in files: a pair of open_clip towers with a vocabulary of whole words. One ships with tokred."""
 
+import difflib
 import json
 import os
 from pathlib import Path
@@ -87,14 +88,17 @@ def list_clip_models() -> tuple[str, ...]:
     return tuple(sorted(path.parent.name for path in found if is_clip_config(path)))
 
 
-def load_clip(name_or_folder: str | os.PathLike[str]) -> tuple[Any, WordTokenizer]:
+def load_clip(name_or_folder: str | os.PathLike[str], *, pretrained: bool = True) -> tuple[Any, Any]:
     """Return (model, tokenizer): an ``open_clip.CLIP`` in eval mode, float32, on the CPU, and what reads its texts.
 
     ``model.pretrained_cfg`` says ``input_size``, ``mean``, ``std``, ``templates`` and ``data``;
-    :func:`tokred.data.transform_for` reads it. Models of open_clip itself come from ``open_clip.create_model``.
+    :func:`tokred.data.transform_for` reads it.
 
     Args:
-        name_or_folder: a name of :func:`list_clip_models`, or a folder with ``config.json`` and ``model.safetensors``.
+        name_or_folder: a name of :func:`list_clip_models`, a folder with ``config.json`` and ``model.safetensors``, or
+            an architecture of open_clip with the tag of its weights, such as "ViT-B-32/laion2b_s34b_b79k".
+        pretrained: for models of open_clip, fetch the weights; ``False`` makes a model of the same shapes without any,
+            on the device "meta".
 
     Raises:
         DataError: no such model, or weights that cannot be read or do not fit.
@@ -105,12 +109,14 @@ def load_clip(name_or_folder: str | os.PathLike[str]) -> tuple[Any, WordTokenize
     torch.Size([1, 96])
     """
     name = os.fspath(name_or_folder)
+    if _is_open_clip(name):
+        return _load_open_clip(name, pretrained)
     shipped = list_clip_models()
     folder = shipped_folder("models") / name if name in shipped else Path(name).expanduser()
     if not folder.is_dir():
         raise DataError(
-            f"{name!r} is no CLIP model that ships with tokred ({', '.join(shipped) or 'none'}), and no folder. "
-            "Models of open_clip itself come from open_clip.create_model."
+            f"{name!r} is no CLIP model that ships with tokred ({', '.join(shipped) or 'none'}), no folder, and no "
+            "architecture/tag of open_clip, such as ViT-B-32/openai."
         )
     config = read_clip_config(folder / "config.json")
     model = build_clip(config)
@@ -168,8 +174,24 @@ def read_clip_config(path: str | os.PathLike[str]) -> ClipConfig:
 
 
 def is_clip(name: str) -> bool:
-    """Say whether :func:`load_clip` is meant by a name: a shipped one, or a folder of a CLIP model."""
-    return name in list_clip_models() or is_clip_config(Path(name).expanduser() / "config.json")
+    """Say whether :func:`load_clip` is meant by a name: a shipped one, a folder of a CLIP, or one of open_clip."""
+    return name in list_clip_models() or is_clip_config(Path(name).expanduser() / "config.json") or _is_open_clip(name)
+
+
+def require_clip(name: str) -> None:
+    """Look whether there are such weights, without loading them.
+
+    Raises:
+        DataError: open_clip has none of that tag; the message gives near ones.
+    """
+    if _is_open_clip(name):
+        from open_clip import list_pretrained_tags_by_model
+
+        architecture, _, tag = name.partition("/")
+        known = list_pretrained_tags_by_model(architecture)
+        if tag not in known:
+            near = difflib.get_close_matches(tag, known, n=3) or known
+            raise DataError(f"{architecture} has no weights {tag!r} in open_clip. Try {', '.join(near) or 'another'}.")
 
 
 def is_clip_config(path: Path) -> bool:
@@ -179,6 +201,49 @@ def is_clip_config(path: Path) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(raw, dict) and raw.get("architecture") == "clip"
+
+
+def _is_open_clip(name: str) -> bool:
+    architecture, slash, tag = name.partition("/")
+    if not slash or not tag or "/" in tag or Path(name).expanduser().exists():
+        return False
+    from open_clip import list_models
+
+    return architecture in list_models()
+
+
+def _load_open_clip(name: str, pretrained: bool) -> tuple[Any, Any]:
+    import open_clip
+
+    require_clip(name)
+    architecture, _, tag = name.partition("/")
+    try:
+        if pretrained:
+            model = open_clip.create_model(architecture, pretrained=tag)
+        else:
+            with torch.device("meta"):
+                model = open_clip.create_model(architecture, pretrained=None, device="meta")
+        tokenizer = open_clip.get_tokenizer(architecture) if pretrained else None
+    except Exception as error:  # the hub client's errors share no base class across its versions
+        raise DataError(
+            f"{name} cannot be fetched ({type(error).__name__}: {str(error)[:200]}). Offline, use a model that ships "
+            f"with tokred: {', '.join(list_clip_models())}; or a folder with config.json and model.safetensors."
+        ) from error
+    visual: Any = model.visual
+    how, size = visual.preprocess_cfg, visual.image_size
+    model.__dict__["pretrained_cfg"] = {
+        "input_size": (3, *size),
+        "mean": how["mean"],
+        "std": how["std"],
+        "crop_pct": 1.0,
+        "crop_mode": "squash" if how["resize_mode"] == "squash" else "center",
+        "interpolation": how["interpolation"],
+        "templates": tuple(template("{}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES),
+        "zero_shot": None,
+        "data": None,
+        "architecture": "clip",
+    }
+    return model.eval(), tokenizer
 
 
 def _load_weights(model: nn.Module, path: Path) -> None:

@@ -1,9 +1,12 @@
 """Pictures with captions, the words they are made of, and the scenes that are drawn."""
 
+import json
+
 import pytest
 import torch
+from PIL import Image
 
-from tokred.data import CaptionedImages, caption_names, load_captions, load_dataset
+from tokred.data import CaptionedImages, Unreadable, caption_names, load_captions, load_dataset
 from tokred.data.scenes import CLASSES, COLORS, MOST, SHAPES, WORDS, draw_scenes, draw_things
 from tokred.data.words import WordTokenizer
 from tokred.errors import DataError
@@ -108,3 +111,47 @@ def test_single_shapes_are_named_by_color_and_shape():
     image, label = data[0]
     assert image.shape == (3, 48, 48)
     assert label in range(40)
+
+
+def write(folder, *lines):
+    Image.new("RGB", (6, 9), (200, 0, 0)).save(folder / "red.png")
+    (folder / "broken.png").write_bytes(b"no picture")
+    (folder / "captions.jsonl").write_text(
+        "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines)
+    )
+    return folder / "captions.jsonl"
+
+
+def test_a_file_gives_every_picture_all_its_captions_and_reads_it_when_it_is_asked_for(tmp_path):
+    path = write(
+        tmp_path,
+        {"image": "red.png", "captions": ["a red picture", "red"]},
+        "",
+        {"image": "broken.png", "caption": "nothing"},
+        {"image": "red.png", "caption": "all red"},
+    )
+    data = load_captions(path, transform=lambda picture: picture.size)
+    assert data.captions == (("a red picture", "red", "all red"), ("nothing",))
+    assert data[0] == ((6, 9), 0)
+    assert isinstance(data[1], Unreadable)
+    assert len(data.part([1])) == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("{", r"captions.jsonl, line 2: not JSON"),
+        ({"captions": ["a"]}, r"line 2: an object with image and captions is needed"),
+        ({"image": "red.png", "captions": []}, r"line 2: 'captions' must be texts that are not empty \(found \[\]\)"),
+        ({"image": "red.png"}, r"line 2: 'captions' must be texts that are not empty \(found None\)"),
+        ({"image": "blue.png", "caption": "a"}, r"line 2: the image .*blue.png does not exist"),
+    ],
+)
+def test_a_wrong_line_is_named(tmp_path, line, said):
+    with pytest.raises(DataError, match=said):
+        load_captions(write(tmp_path, {"image": "red.png", "caption": "red"}, line))
+
+
+def test_a_file_without_captions_is_refused(tmp_path):
+    with pytest.raises(DataError, match="no captions in it"):
+        load_captions(write(tmp_path, ""))

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from tests.clip import CONFIG, tiny_clip
+from tests.sweep.tiny_clip import write_captions, write_classes
 from tokred.cli.tables import planned_table, result_tables
-from tokred.clip_assets import save_clip
 from tokred.errors import DataError
 from tokred.sweep import Document, parse_spec, plot_results, preview, read_results, run_sweep
+from tokred.sweep.retrieval import _names
 
 METHODS = [{"method": "tome", "r": {"grid": [0, 6]}}, {"method": "evit", "keep": 0.5}]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    place = tmp_path_factory.mktemp("models") / "clip"
-    save_clip(tiny_clip()[0], CONFIG, place)
-    return str(place)
+@pytest.fixture
+def folder(tiny_clip_folder: str) -> str:
+    return tiny_clip_folder
 
 
 def spec_of(folder: str, **more: Any) -> Any:
@@ -64,7 +63,7 @@ def test_what_points_will_cost_is_known_before(folder: str):
 
 
 def test_captions_that_do_not_exist_are_refused_before_anything_runs(folder: str, tmp_path: Path):
-    with pytest.raises(DataError, match="'scene' is no known set"):
+    with pytest.raises(DataError, match=r"'scene' is neither .* With captions: scenes, or a JSONL file"):
         run_sweep(spec_of(folder, data="scene"), tmp_path / "runs")
     assert not (tmp_path / "runs" / "points").exists()
 
@@ -72,3 +71,35 @@ def test_captions_that_do_not_exist_are_refused_before_anything_runs(folder: str
 def test_clip_models_and_other_models_are_not_mixed(folder: str):
     with pytest.raises(DataError, match=r"CLIP models.*Write two sweeps"):
         spec_of(folder, models=[folder, "vit-fmnist"])
+
+
+def test_captions_of_a_file_are_found_and_pictures_that_cannot_be_read_left_out(folder: str, tmp_path: Path):
+    data = write_captions(tmp_path)
+    (tmp_path / "3.png").write_bytes(b"no picture")
+    rows = run_sweep(spec_of(folder, data=data), tmp_path / "runs")
+    for row in rows:
+        assert row["status"] == "finished", row["error"]
+        assert (row["images"], row["texts"], row["skipped"]) == (7, 14, 1)
+        assert str(tmp_path / "3.png") in row["skipped_files"][0]
+
+
+def test_pictures_with_labels_alone_are_named_and_compared_with_the_first_run(folder: str, tmp_path: Path):
+    data = write_classes(tmp_path / "data")
+    more = {"data": data, "images": None}
+    rows = run_sweep(spec_of(folder, methods=METHODS[:1], **more), tmp_path / "runs")
+    rows = run_sweep(spec_of(folder, **more), tmp_path / "runs", resume=True)
+    for row in rows:
+        assert row["status"] == "finished", row["error"]
+        assert row["images"] == 6
+        assert "image_to_text_r1" not in row or row["image_to_text_r1"] is None
+        assert 0 <= row["top1"] <= row["top5"] == 100
+    assert rows[0]["agreement"] == rows[1]["agreement"] == 100
+
+
+def test_classes_that_have_no_words_are_refused_and_those_of_imagenet_have_open_clip_s():
+    synsets = SimpleNamespace(classes=tuple(f"n{number:08d}" for number in range(1000)))
+    assert _names(synsets)[:2] == ("tench", "goldfish")
+    with pytest.raises(DataError, match="Words are known for the 1000 classes of ImageNet-1k; the data have 2"):
+        _names(SimpleNamespace(classes=synsets.classes[:2]))
+    with pytest.raises(DataError, match="a CLIP needs words"):
+        _names(SimpleNamespace(classes=None))

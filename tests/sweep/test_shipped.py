@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from tests.sweep.tiny import SHARED, write_pictures
+from tests.sweep.tiny_clip import write_captions, write_classes
 from tokred.cost import Cost
 from tokred.folders import shipped_folder
 from tokred.sweep import Document, estimate_seconds, load_document, load_spec, parse_spec, preview, run_sweep
@@ -63,3 +64,21 @@ def test_the_estimate_grows_with_the_work_and_needs_data(tiny_model: str, pictur
     assert estimate_seconds(away, preview(away)) == [None, None]
     elsewhere = parse_spec(Document({**content, "device": "cuda:99"}))
     assert estimate_seconds(elsewhere, preview(elsewhere)) == [None, None]
+
+
+@pytest.mark.parametrize("name", ["openclip_imagenet", "openclip_retrieval", "llava"])
+def test_the_sweeps_for_models_of_the_hub_run_on_a_stand_in(
+    name: str, tiny_clip_folder: str, llava_folder: str, question_file: str, tmp_path: Path
+):
+    stand_ins = {
+        "openclip_imagenet": (tiny_clip_folder, write_classes(tmp_path / "data")),
+        "openclip_retrieval": (tiny_clip_folder, write_captions(tmp_path)),
+        "llava": (llava_folder, question_file),
+    }
+    model, data = stand_ins[name]
+    changed = {"models": model, "data": data, "workers": 0, "images": 4}
+    rows = run_sweep(parse_spec(Document({**load_document(name).content, **SHARED, **changed})), tmp_path / "out")
+    out_of_reach = "BudgetError"  # in three blocks
+    for row in rows:
+        assert row["status"] == "finished" or row["error"].startswith(out_of_reach), row["error"]
+    assert sum(row["status"] == "finished" for row in rows) > len(rows) / 2

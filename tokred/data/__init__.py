@@ -9,7 +9,7 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from tokred.data.batches import Batches
-from tokred.data.captions import CaptionedImages
+from tokred.data.captions import CaptionedImages, read_captions
 from tokred.data.easy_vqa import easy_vqa, easy_vqa_sample
 from tokred.data.fashion_mnist import fashion_mnist
 from tokred.data.huggingface import HuggingFaceImages, is_huggingface
@@ -46,6 +46,7 @@ __all__ = [
     "load_dataset",
     "load_vqa",
     "mosaic",
+    "read_captions",
     "read_vqa",
     "scenes",
     "shapes",
@@ -148,15 +149,25 @@ def caption_names() -> tuple[str, ...]:
     return tuple(_CAPTIONS)
 
 
-def load_captions(name: str, split: str = "test") -> CaptionedImages:
-    """Return pictures with captions: "scenes", drawn when asked for. Data of your own: make a `CaptionedImages`.
+def load_captions(
+    name_or_path: str | os.PathLike[str], split: str = "test", transform: Transform | None = None
+) -> CaptionedImages:
+    """Return pictures with captions: "scenes", drawn when asked for, or a JSONL file (:func:`read_captions`).
 
     Args:
-        split: "train" or "test".
+        name_or_path: a known name, or a file.
+        split: "train" or "test" for the named ones.
+        transform: applied to every picture.
 
     Raises:
-        DataError: no such name, or no such split.
+        DataError: neither a known name nor a file, or data that cannot be read.
     """
-    if name not in _CAPTIONS:
-        raise DataError(f"{name!r} is no known set of pictures with captions. Known names: {', '.join(_CAPTIONS)}.")
-    return _CAPTIONS[name](split)
+    if isinstance(name_or_path, str) and name_or_path in _CAPTIONS:
+        found = _CAPTIONS[name_or_path](split)
+        return CaptionedImages(found.images, found.captions, transform)
+    if Path(name_or_path).expanduser().is_file():
+        return read_captions(name_or_path, transform)
+    raise DataError(
+        f"{str(name_or_path)!r} is no known set of pictures with captions, and no JSONL file. "
+        f"Known names: {', '.join(_CAPTIONS)}."
+    )

@@ -1,6 +1,6 @@
 """How often the right caption is found for a picture, and the right picture for a caption."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -152,14 +152,38 @@ def embed_images(
     report: Callable[[float], None] | None = None,
 ) -> Tensor:
     """Return the features [N, D] of pictures as bytes [N, C, H, W], on the CPU."""
-    like = next(model.parameters())
-    found = []
-    for start in range(0, len(images), batch_size):
-        batch = transform(images[start : start + batch_size]).to(like.device, like.dtype)
-        found.append(model.encode_image(batch).float().cpu())
+
+    def tell(done: int) -> None:
         if report is not None:
-            report(min(1.0, (start + batch_size) / len(images)))
-    return torch.cat(found)
+            report(min(1.0, done * batch_size / len(images)))
+
+    return embed_batches(model, ((transform(part), part) for part in images.split(batch_size)), tell)[0]
+
+
+@torch.inference_mode()
+def embed_batches(
+    model: Any, batches: Iterable[tuple[Tensor, Tensor]], report: Callable[[int], None] = lambda done: None
+) -> tuple[Tensor, Tensor]:
+    """Return the features [N, D] of pictures, on the CPU, and what stands beside them [N].
+
+    Args:
+        model: a CLIP of open_clip.
+        batches: pictures as the model takes them, with numbers or labels, as :class:`tokred.data.Batches` yields.
+        report: called with the number of batches that are done.
+
+    Raises:
+        DataError: there is no picture.
+    """
+    like = next(model.parameters())
+    found: list[Tensor] = []
+    beside: list[Tensor] = []
+    for images, numbers in batches:
+        found.append(model.encode_image(images.to(like.device, like.dtype)).float().cpu())
+        beside.append(numbers)
+        report(len(found))
+    if not found:
+        raise DataError("There are no pictures that can be read.")
+    return torch.cat(found), torch.cat(beside)
 
 
 @torch.inference_mode()

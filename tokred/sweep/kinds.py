@@ -10,15 +10,15 @@ from typing import Any
 import torch
 
 from tokred.assets import list_models, load_model
-from tokred.clip_assets import is_clip
+from tokred.clip_assets import is_clip, require_clip
 from tokred.cost import Cost
-from tokred.data import load_captions, load_dataset, load_vqa
+from tokred.data import load_dataset, load_vqa
 from tokred.errors import DataError, TokredError
 from tokred.methods import create_method
 from tokred.multimodal_assets import is_multimodal
 from tokred.sweep.measure import foresee_encoder, measure, measure_part
 from tokred.sweep.point import Point, Settings
-from tokred.sweep.retrieval import RetrievalSubject, foresee_retrieval, measure_retrieval
+from tokred.sweep.retrieval import RetrievalSubject, foresee_retrieval, load_pictures, measure_retrieval
 from tokred.sweep.subject import Subject
 from tokred.sweep.tokenizer import TokenizerSubject, check_length, foresee_tokenizer, measure_tokenizer
 from tokred.sweep.vqa import VQASubject, measure_vqa
@@ -127,7 +127,7 @@ KINDS = (
         _nothing, foresee_tokenizer,
     ),
     Kind(
-        "CLIP models", is_clip, _nothing, load_captions, _create, RetrievalSubject.load, measure_retrieval,
+        "CLIP models", is_clip, require_clip, load_pictures, _create, RetrievalSubject.load, measure_retrieval,
         _take_over_classes, foresee_retrieval,
     ),
     Kind(

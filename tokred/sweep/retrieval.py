@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset, Subset
 
 from tokred.adapters import Tower, find_tower
 from tokred.bench.explain import ideal_speedup
@@ -17,44 +20,52 @@ from tokred.bench.memory import memory_measure, peak_memory
 from tokred.bench.timing import compare
 from tokred.clip_assets import load_clip
 from tokred.cost import Cost, cost
-from tokred.data import CaptionedImages, TensorImages, load_captions, load_dataset
-from tokred.data.tensors import Normalize
+from tokred.data import (
+    Batches,
+    CaptionedImages,
+    Transform,
+    caption_names,
+    load_captions,
+    load_dataset,
+    transform_for,
+)
 from tokred.errors import DataError, TokredError
-from tokred.evaluate.retrieval import Captions, Recall, embed_images, embed_texts, recall
+from tokred.evaluate.retrieval import Captions, Recall, embed_batches, embed_texts, recall
 from tokred.evaluate.zero_shot import class_cosines, class_features
 from tokred.patching import patch
-from tokred.sweep.measure import cost_of, outlook_of, speed_columns
+from tokred.sweep.measure import cost_of, label_columns, outlook_of, speed_columns
 from tokred.sweep.point import Point, Settings
 from tokred.sweep.predictions import Predictions
 
+_SYNSET, _IMAGENET = re.compile(r"n\d{8}"), 1000  # what its folders are called, and how many there are
 _SHARE_OF_TIMING = 0.3  # of a point's progress
 
 
 @dataclass(frozen=True, eq=False)
 class Findings:
-    """What a model finds among the captions, and the classes that it gives to labelled pictures, if there are any."""
+    """What a model finds among the captions, and the classes that it gives to labelled pictures; one may be missing."""
 
-    recall: Recall
+    recall: Recall | None
     named: Predictions | None
+    skipped: tuple[str, ...]
 
     @property
     def choices(self) -> Tensor:
         """The caption that comes first for every picture, then the class of every labelled one."""
-        first = self.recall.first[0]
-        return first if self.named is None else torch.cat([first, self.named.predicted])
+        first = [] if self.recall is None else [self.recall.first[0]]
+        return torch.cat(first if self.named is None else [*first, self.named.predicted])
 
 
 class RetrievalSubject:
-    """One CLIP model with pictures and captions, ready to run. The image tower is what is patched."""
+    """One CLIP model with pictures that have captions, or labels, or both. The image tower is what is patched."""
 
     def __init__(
-        self, model: Any, tokenizer: Any, data: CaptionedImages, labelled: TensorImages | None, settings: Settings
+        self, model: Any, tokenizer: Any, captioned: Batches | None, labelled: Batches | None, settings: Settings
     ) -> None:
         self.device, self.dtype = torch.device(settings.device), getattr(torch, settings.dtype)
         self.model = model.to(self.device, self.dtype).eval()
-        self.tokenizer, self.data, self.labelled = tokenizer, data, labelled
+        self.tokenizer, self.captioned, self.labelled = tokenizer, captioned, labelled
         self.batch_size = settings.batch_size
-        self.transform = Normalize(model.pretrained_cfg["mean"], model.pretrained_cfg["std"])
 
     @classmethod
     def load(cls, model: str, data: str, settings: Settings, workers: int = 0) -> RetrievalSubject:
@@ -64,14 +75,19 @@ class RetrievalSubject:
             DataError: one of them cannot be had.
         """
         network, tokenizer = load_clip(model)
-        captioned, name = load_captions(data, settings.split), network.pretrained_cfg["zero_shot"]
-        labelled: Any = None if name is None else load_dataset(name, settings.split)
-        if settings.images is not None:
-            captioned = captioned.part(_some(len(captioned), settings))
-            if labelled is not None:
-                few = _some(len(labelled), settings)
-                labelled = TensorImages(labelled.images[few], labelled.labels[few], labelled.classes)
-        return cls(network, tokenizer, captioned, labelled, settings)
+        transform, name = transform_for(network), network.pretrained_cfg["zero_shot"]
+
+        def some(pictures: Any) -> Batches:
+            order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(settings.seed))
+            few = sorted(order[: settings.images].tolist())
+            part = pictures.part(few) if isinstance(pictures, CaptionedImages) else Subset(pictures, few)
+            return Batches(part, settings.batch_size, workers=workers)
+
+        found = load_pictures(data, settings.split, transform)
+        if not isinstance(found, CaptionedImages):
+            return cls(network, tokenizer, None, some(found), settings)
+        labelled = None if name is None else some(load_dataset(name, settings.split, transform))
+        return cls(network, tokenizer, some(found), labelled, settings)
 
     @cached_property
     def tower(self) -> Tower:
@@ -81,7 +97,8 @@ class RetrievalSubject:
     @cached_property
     def captions(self) -> Captions:
         """All different captions."""
-        return Captions(self.data.captions)
+        assert self.captioned is not None
+        return Captions(self.captioned.dataset.captions)  # type: ignore[attr-defined]
 
     @cached_property
     def texts(self) -> Tensor:
@@ -89,11 +106,16 @@ class RetrievalSubject:
         return embed_texts(self.model, self.tokenizer, self.captions.texts, self.batch_size)
 
     @cached_property
+    def class_names(self) -> tuple[str, ...]:
+        """What the labels are called in texts."""
+        assert self.labelled is not None
+        return _names(self.labelled.dataset.dataset)  # type: ignore[attr-defined]
+
+    @cached_property
     def classes_of_texts(self) -> Tensor:
         """Features of the classes' descriptions [C, D]."""
-        assert self.labelled is not None
         templates = self.model.pretrained_cfg["templates"]
-        return class_features(self.model, self.tokenizer, self.labelled.classes, templates)
+        return class_features(self.model, self.tokenizer, self.class_names, templates)
 
     @cached_property
     def reference(self) -> Findings:
@@ -108,7 +130,9 @@ class RetrievalSubject:
     @cached_property
     def first(self) -> Tensor:
         """The first batch of pictures, which all timings use."""
-        return self.transform(self.data.images[: self.batch_size]).to(self.device, self.dtype)
+        for images, _ in self.captioned or self.labelled or ():
+            return images.to(self.device, self.dtype)
+        raise DataError("There are no pictures that can be read.")
 
     @cached_property
     def memory(self) -> int:
@@ -118,16 +142,20 @@ class RetrievalSubject:
 
     def find(self, model: Any, report: Callable[[float], None] = lambda share: None) -> Findings:
         """Embed all pictures by a model and look for captions and classes."""
-        part = 1.0 if self.labelled is None else 0.5
-        seen = embed_images(model, self.data.images, self.transform, self.batch_size, report=lambda s: report(part * s))
-        found = recall(seen, self.texts, self.captions.right)
-        if self.labelled is None:
-            return Findings(found, None)
-        labelled = embed_images(
-            model, self.labelled.images, self.transform, self.batch_size, report=lambda s: report(part * (1 + s))
-        )
-        logits = model.logit_scale.exp().cpu() * class_cosines(labelled, self.classes_of_texts)
-        return Findings(found, Predictions.of(logits, self.labelled.labels))
+        both = [batches for batches in (self.captioned, self.labelled) if batches is not None]
+        total = sum(map(len, both))
+        found = named = None
+        if self.captioned is not None:
+            seen, rows = embed_batches(model, self.captioned, lambda done: report(done / total))
+            right = self.captions.right[rows]
+            there = right.any(0)  # captions of pictures that can be read
+            found = recall(seen, self.texts[there], right[:, there])
+        if self.labelled is not None:
+            before = total - len(self.labelled)
+            seen, labels = embed_batches(model, self.labelled, lambda done: report((before + done) / total))
+            logits = model.logit_scale.exp().cpu() * class_cosines(seen, self.classes_of_texts)
+            named = Predictions.of(logits, labels)
+        return Findings(found, named, tuple(str(file) for batches in both for file in batches.skipped))
 
 
 def measure_retrieval(
@@ -172,13 +200,10 @@ def measure_retrieval(
         )
     return {
         "adapter": subject.tower.family,
-        "images": reached.recall.images,
         "agreement": 100 * (choices == unpatched).double().mean().item(),
-        "skipped": 0,
-        "skipped_files": [],
-        "texts": reached.recall.texts,
-        **reached.recall.columns(),
-        "top1": None if reached.named is None else reached.named.top1,
+        "skipped": len(reached.skipped),
+        "skipped_files": list(reached.skipped),
+        **_found_columns(reached, unpatched, subject),
         **speed_columns(pairs, len(images), is_reference=method is None),
         "peak_memory_mb": memory / 1e6,
         "peak_memory_mb_unpatched": subject.memory / 1e6,
@@ -192,12 +217,53 @@ def measure_retrieval(
     }
 
 
+def _found_columns(reached: Findings, unpatched: Tensor, subject: RetrievalSubject) -> dict[str, Any]:
+    """Recalls; or what is measured of any classifier, where pictures have labels alone."""
+    if reached.recall is not None:
+        top1 = None if reached.named is None else reached.named.top1
+        return {
+            "images": reached.recall.images,
+            "texts": reached.recall.texts,
+            "top1": top1,
+            **reached.recall.columns(),
+        }
+    assert reached.named is not None
+    columns = label_columns(reached.named, unpatched, lambda index: subject.class_names[int(index)])
+    return {"images": len(reached.named.labels), **columns}
+
+
+def load_pictures(data: str, split: str, transform: Transform | None = None) -> CaptionedImages | Dataset[Any]:
+    """Pictures with captions (a known name, or a JSONL file) or with labels (anything else).
+
+    Raises:
+        DataError: there are no such data.
+    """
+    if data in caption_names() or Path(data).suffix == ".jsonl":
+        return load_captions(data, split, transform)
+    try:
+        return load_dataset(data, split, transform)
+    except DataError as error:
+        raise DataError(f"{error} With captions: {', '.join(caption_names())}, or a JSONL file.") from error
+
+
 def foresee_retrieval(model: str) -> Callable[[Point], Cost | TokredError]:
     """Return what says what a point of a model will cost, or why it will fail."""
-    return outlook_of(find_tower(load_clip(model)[0]).shape)
+    return outlook_of(find_tower(load_clip(model, pretrained=False)[0]).shape)
 
 
-def _some(total: int, settings: Settings) -> list[int]:
-    """Places of as many pictures as the sweep asks for, drawn with its seed."""
-    order = torch.randperm(total, generator=torch.Generator().manual_seed(settings.seed))
-    return sorted(order[: settings.images].tolist())
+def _names(labelled: Any) -> tuple[str, ...]:
+    """The words for classes; those of ImageNet-1k's folders are open_clip's.
+
+    Raises:
+        DataError: nobody knows words for them.
+    """
+    classes = getattr(labelled, "classes", None)
+    if classes is None:
+        raise DataError("The data have numbers for classes, but a CLIP needs words. Add classnames.txt, or folders.")
+    if not all(_SYNSET.fullmatch(name) for name in classes):
+        return classes
+    if len(classes) != _IMAGENET:
+        raise DataError(f"Words are known for the {_IMAGENET} classes of ImageNet-1k; the data have {len(classes)}.")
+    from open_clip import IMAGENET_CLASSNAMES
+
+    return tuple(IMAGENET_CLASSNAMES)
