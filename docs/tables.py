@@ -39,7 +39,7 @@ def tokens() -> str:
     titles = "tokenizer|tokens|bits|PSNR dB|decoded PSNR dB|SSIM|feature distance|Frechet distance|probe %|" \
         "encoded/s|decoded/s"  # fmt: skip
     forms = (
-        ("tokens", ".0f"), ("bits", ".0f"), ("psnr", ".2f"), ("psnr_drawn", ".2f"), ("ssim", ".3f"),
+        ("tokens", ".3g"), ("bits", ".0f"), ("psnr", ".2f"), ("psnr_drawn", ".2f"), ("ssim", ".3f"),
         ("feature_distance", ".3f"), ("frechet_distance", ".1f"), ("probe_top1", ".1f"),
         ("encode_images_per_second", ".0f"), ("decode_images_per_second", ".1f"),
     )  # fmt: skip
