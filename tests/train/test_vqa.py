@@ -48,7 +48,7 @@ def test_packed_questions_get_the_logits_they_get_alone(task):
     asked = [task.data.about(picture) for picture in pictures]
     batch = task._batch([task._image(picture) for picture in pictures], asked)
     with torch.no_grad():
-        logits, target, _ = task._answer(task.model, batch, task._see(task.model, batch, 1))
+        logits, target, _ = task._answer(task.model, batch, task._see(task.model, batch, whole=True))
         at = 0
         for picture, about in zip(pictures, asked, strict=True):
             for question in about:
@@ -70,7 +70,9 @@ def test_two_steps_change_the_weights_and_the_exported_file_answers(task, tmp_pa
     record = json.loads((tmp_path / "model" / "accuracy.json").read_text())
     assert record["test_exact_match"] == measured["test_exact_match"]
     assert record["test_total"] == 36
-    assert ("thumbnail_only_exact_match" in record) == (task.spec.model.architecture == "llava_next")
+    assert set(record["test_correct_by_first_words"]) == {"what shape", "is there", "what?"}
+    tiled = {"coarse_exact_match", "tiles_hidden_exact_match", "thumbnail_hidden_exact_match"}
+    assert record.keys() & tiled == (tiled if task.spec.model.architecture == "llava_next" else set())
     loaded, processor = load_multimodal(tmp_path / "model")
     weight = loaded.model.language_model.embed_tokens.weight
     assert torch.equal(weight, model.language_model.embed_tokens.weight.half().float())
@@ -100,18 +102,42 @@ def test_batches_hold_every_picture_once_and_so_many_questions(task):
     assert all((batch.packed.target != IGNORE).any(1).all() for batch in batches)
 
 
-def test_pooled_patches_make_training_cheaper_and_leave_evaluation_alone(task):
+def test_fewer_tokens_make_training_cheaper_and_leave_evaluation_alone(task):
     lengths = []
     task.model.language_model.register_forward_pre_hook(
         lambda module, args, kwargs: lengths.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
     )
     expected = task.evaluate(task.model.eval())
-    task.begin_stage({"patch_pool": 4, "questions": 1})
+    fewer = {"patch_pool": 4} if task.spec.model.architecture == "llava" else {"shown": 2, "blank": 1}
+    task.begin_stage({"questions": 1} | fewer)
     batch = next(task.batches(4, torch.Generator().manual_seed(0)))
     assert int(batch.packed.segment.max()) == 1
     task.loss(batch).backward()
     assert task.evaluate(task.model.eval()) == expected
     assert lengths[1] < lengths[0] == lengths[2]
+
+
+@pytest.mark.parametrize("settings", [{"shown": 16, "blank": 16}, {"freeze_tower": True}])
+def test_all_tokens_from_a_kept_tower_or_drawn_give_the_loss_of_all_tokens(monkeypatch, settings):
+    monkeypatch.setattr(vqa, "load_vqa", tiny(GRIDS))
+    task = VQATask(recipe("llava_next").task)
+    batch = next(task.batches(4, torch.Generator().manual_seed(0)))
+    with torch.no_grad():
+        expected = task.loss(batch)
+        task.begin_stage(settings)
+        for _ in range(2):
+            torch.testing.assert_close(task.loss(batch), expected, atol=1e-3, rtol=1e-3)
+
+
+def test_a_frozen_tower_keeps_its_weights_until_a_stage_trains_it_again(task):
+    task.begin_stage({"freeze_tower": True})
+    batch = next(task.batches(4, torch.Generator().manual_seed(0)))
+    task.loss(batch).backward()
+    assert all(p.grad is None for p in task.model.vision_tower.parameters())
+    assert task.model.multi_modal_projector.linear_1.weight.grad.any()
+    task.begin_stage({})
+    task.loss(batch).backward()
+    assert any(p.grad is not None for p in task.model.vision_tower.parameters())
 
 
 def test_mirrored_moved_and_tinted_pictures_keep_their_size(monkeypatch):
@@ -143,8 +169,15 @@ def test_the_recipe_decides_which_task_is_built(monkeypatch):
 def test_an_unknown_stage_setting_is_named(task):
     with pytest.raises(ConfigError, match="patchpool"):
         task.begin_stage({"patchpool": 2})
-    with pytest.raises(ConfigError, match="does not divide"):
+    with pytest.raises(ConfigError, match="must divide"):
         task.begin_stage({"patch_pool": 3})
+
+
+def test_a_setting_of_the_other_architecture_is_refused(task):
+    tiled = task.spec.model.architecture == "llava_next"
+    for settings in ({"patch_pool": 2},) if tiled else ({"shown": 2}, {"blank": 1}, {"locate": 1}):
+        with pytest.raises(ConfigError, match=next(iter(settings))):
+            task.begin_stage(settings)
 
 
 def test_a_word_that_the_recipe_lacks_is_refused(monkeypatch):
@@ -163,9 +196,7 @@ def test_a_picture_that_is_not_made_of_tiles_is_refused(monkeypatch):
         next(task.batches(4, torch.Generator()))
 
 
-def test_a_focused_stage_teaches_tower_and_projector_alone(monkeypatch):
-    monkeypatch.setattr(vqa, "load_vqa", tiny(((1, 1),)))
-    task = VQATask(recipe().task)
+def test_a_focused_stage_teaches_tower_and_projector_alone(task):
     task.begin_stage({"focus": 3})
     task.loss(next(task.batches(4, torch.Generator().manual_seed(0)))).backward()
     taught = {name.split(".")[0] for name, p in task.model.named_parameters() if p.grad is not None and p.grad.any()}
@@ -174,17 +205,49 @@ def test_a_focused_stage_teaches_tower_and_projector_alone(monkeypatch):
     assert all(p.grad is None for p in layers.parameters())  # of the language model only the table of words
 
 
+def test_the_tower_learns_from_the_pictures_that_mosaics_consist_of(monkeypatch):
+    def load(name, split):
+        source = VQADataset([(torch.full((3, 16, 16), 10 * i, dtype=torch.uint8),) for i in range(2)],
+                            [Question(0, "what?", "red"), Question(1, "what?", "circle")])  # fmt: skip
+        mosaics = tiny(GRIDS)(name, split)
+        return VQADataset(mosaics.pictures, mosaics.questions, source)
+
+    monkeypatch.setattr(vqa, "load_vqa", load)
+    task = VQATask(recipe("llava_next").task)
+    task.begin_stage({"focus": 3})
+    batch = next(task.batches(4, torch.Generator().manual_seed(0)))
+    assert batch.pixels.shape == (4, 3, 16, 16)
+    red, circle = task.processor.tokenizer.convert_tokens_to_ids(["red", "circle"])
+    dark = batch.pixels.mean((1, 2, 3)) < -0.97
+    assert torch.equal(batch.named[:, red] > 0, dark)
+    assert torch.equal(batch.named[:, circle] > 0, ~dark)
+
+
+def test_mosaics_are_neither_mirrored_nor_moved(monkeypatch):
+    def load(name, split):
+        mosaics = tiny(GRIDS)(name, split)
+        return VQADataset(mosaics.pictures, mosaics.questions, mosaics)
+
+    monkeypatch.setattr(vqa, "load_vqa", load)
+    drawn = []
+    for varied in (False, True):
+        task = VQATask(recipe("llava_next", flip=varied, shift=2 * varied).task)
+        drawn.append([batch.pixels["pixel_values"] for batch in task.batches(4, torch.Generator().manual_seed(0))])
+    assert all(torch.equal(first, second) for first, second in zip(*drawn, strict=True))
+
+
 def test_a_picture_is_named_by_the_words_of_its_answers(monkeypatch):
     monkeypatch.setattr(vqa, "load_vqa", tiny(((1, 1),)))
     task = VQATask(recipe().task)
-    named = task.processor.tokenizer.convert_ids_to_tokens(task._named(0).nonzero().flatten().tolist())
-    assert set(named) == {"circle", "red"}
+    named = task._named(task.data.about(0)).nonzero().flatten().tolist()
+    assert set(task.processor.tokenizer.convert_ids_to_tokens(named)) == {"circle", "red"}
 
 
-def test_a_focus_is_refused_where_there_are_tiles(monkeypatch):
-    monkeypatch.setattr(vqa, "load_vqa", tiny(GRIDS))
-    with pytest.raises(ConfigError, match="focus"):
-        VQATask(recipe("llava_next").task).begin_stage({"focus": 2})
+def test_words_about_single_pictures_are_found_in_questions_in_singular_and_plural(task):
+    assert task._words == ["circle", "red"]
+    assert task._mentioned("how many circles are there?") == [1, 0]
+    assert task._mentioned("where is the red circle?") == [1, 1]
+    assert task._mentioned("what is in row 1?") == [0, 0]
 
 
 def test_naming_places_adds_to_the_loss_and_to_no_evaluation(monkeypatch):

@@ -2,7 +2,7 @@
 
 import torch
 
-from tokred.train.vqa_packing import IGNORE, Grid, attention_bias, pack, pool
+from tokred.train.vqa_packing import IGNORE, Grid, attention_bias, pack, pool, thin
 
 QUESTIONS = [[([5, 6], [7, 2]), ([8], [9, 10, 2])], [([5], [7, 2])]]
 
@@ -26,18 +26,18 @@ def test_a_question_sees_the_picture_and_itself_up_to_each_word():
 
 
 def test_pooled_squares_stand_at_the_place_of_their_first_token():
-    features = torch.arange(16.0)[:, None]
-    tokens, places = pool(features, [Grid(4, 4)], [2])
+    tokens, places = pool(torch.arange(16.0)[:, None], 4, 2)
     assert places.tolist() == [0, 2, 8, 10]
     assert tokens.flatten().tolist() == [2.5, 4.5, 10.5, 12.5]
 
 
-def test_newlines_stay_behind_pooled_rows():
-    grids = [Grid(2, 2), Grid(2, 4, newline=True)]
-    features = torch.arange(14.0)[:, None]
-    tokens, places = pool(features, grids, [2, 2])
-    assert places.tolist() == [0, 4, 6, 8]
-    assert tokens[-1].item() == 8.0
-    whole, everywhere = pool(features, grids, [1, 1])
-    assert torch.equal(whole, features)
-    assert everywhere.tolist() == list(range(14))
+def test_drawn_tokens_are_so_many_of_each_tile_at_their_own_places_and_all_newlines():
+    grids = [Grid(2, 2), Grid(4, 4, newline=True)]  # four tiles of 2 x 2
+    shows = torch.zeros(5, 2, 2, dtype=torch.bool)
+    shows[1:, 0, 1] = True
+    newlines = [8, 13, 18, 23]
+    assert thin(shows, grids, 1, 0).tolist() == sorted([5, 7, 15, 17, *newlines])
+    assert thin(shows, grids, 4, 4).tolist() == list(range(24))
+    drawn = [thin(shows, grids, 3, 2).tolist() for _ in range(20)]
+    assert {len(places) for places in drawn} == {2 + 4 * 3 + 4}
+    assert len({tuple(places) for places in drawn}) > 1

@@ -4,11 +4,14 @@ Mosaic number ``index`` of a split hangs on (seed, split, index) alone. Its grid
 likely; its cells are pictures of the same split of easy-VQA, so that nothing of the test split is ever trained on.
 Questions are drawn by kind, in these shares; one that cannot be asked, or was asked already, is drawn again:
 
-- shape (4 of 17) and color (3): "what shape is in the top left cell?", "what color is the shape in row 2 column 3?"
-- both (2): "what is in the center cell?" -> "red circle"
+- shape (4 of 17) and color (3): "what shape is in row 1 column 1?", "what color is the shape in row 2 column 3?"
+- both (2): "what is in row 2 column 2?" -> "red circle"
 - count (3): "how many circles are there?", "how many red shapes are there?" -> a digit
-- where (3): "where is the blue circle?" -> "bottom left", about what is there once
-- presence (2): "is there a red shape in the top row?" -> "yes" or "no", each about half of the time
+- where (3): "where is the blue circle?" -> "row 3 column 1", about what is there once
+- presence (2): "is there a red shape in row 1?" -> "yes" or "no", each about half of the time
+
+Rows are counted from the top, columns from the left. A dataset of mosaics has the single pictures, with the questions
+about them, as its ``source``.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,10 +30,8 @@ GRIDS = ((1, 2), (2, 1), (2, 2), (2, 3), (3, 2), (3, 3))
 SHAPES = ("circle", "rectangle", "triangle")
 COLORS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
 # pictures and questions about each; 500 x 4 make the 2,000 test questions
-SIZES = {"train": (20_000, 6), "test": (500, 4)}
+SIZES = {"train": (40_000, 12), "test": (500, 4)}
 
-_ROWS = {1: ("",), 2: ("top", "bottom"), 3: ("top", "middle", "bottom")}
-_COLUMNS = {1: ("",), 2: ("left", "right"), 3: ("left", "center", "right")}
 _KINDS = ("shape",) * 4 + ("color",) * 3 + ("both",) * 2 + ("count",) * 3 + ("where",) * 3 + ("presence",) * 2
 
 
@@ -66,7 +67,7 @@ def compose(source: VQADataset, pictures: int, questions: int, *, seed: int = 0,
         for index, layout in enumerate(layouts)
         for text, answer in layout.questions(questions)
     ]
-    return VQADataset(_Mosaics(source.pictures, layouts), asked)
+    return VQADataset(_Mosaics(source.pictures, layouts), asked, source)
 
 
 def read_labels(source: VQADataset) -> dict[int, tuple[str, str]]:
@@ -139,28 +140,23 @@ class _Layout:
     def _one(self, choices: Sequence[str]) -> str:
         return choices[int(self.chance.integers(len(choices)))]
 
-    def _cell(self) -> tuple[int, str]:
-        """Draw a cell and one of its two names."""
-        cell = int(self.chance.integers(len(self.cells)))
-        if self.chance.random() < 0.5:
-            return cell, f"the {self._place(cell)} cell"
-        return cell, f"row {cell // self.columns + 1} column {cell % self.columns + 1}"
+    def _cell(self) -> int:
+        return int(self.chance.integers(len(self.cells)))
 
     def _place(self, cell: int) -> str:
-        row, column = _ROWS[self.rows][cell // self.columns], _COLUMNS[self.columns][cell % self.columns]
-        return "center" if (row, column) == ("middle", "center") else f"{row} {column}".strip()
+        return f"row {cell // self.columns + 1} column {cell % self.columns + 1}"
 
     def _shape(self) -> tuple[str, str]:
-        cell, name = self._cell()
-        return f"what shape is in {name}?", self.labels[cell][1]
+        cell = self._cell()
+        return f"what shape is in {self._place(cell)}?", self.labels[cell][1]
 
     def _color(self) -> tuple[str, str]:
-        cell, name = self._cell()
-        return f"what color is the shape in {name}?", self.labels[cell][0]
+        cell = self._cell()
+        return f"what color is the shape in {self._place(cell)}?", self.labels[cell][0]
 
     def _both(self) -> tuple[str, str]:
-        cell, name = self._cell()
-        return f"what is in {name}?", " ".join(self.labels[cell])
+        cell = self._cell()
+        return f"what is in {self._place(cell)}?", " ".join(self.labels[cell])
 
     def _count(self) -> tuple[str, str]:
         if self.chance.random() < 0.5:
@@ -171,7 +167,7 @@ class _Layout:
         return f"how many {color} shapes are there?", str(sum(own == color for own, _ in self.labels))
 
     def _where(self) -> tuple[str, str] | None:
-        color, shape = self.labels[cell := int(self.chance.integers(len(self.cells)))]
+        color, shape = self.labels[cell := self._cell()]
         if self.labels.count((color, shape)) > 1:
             return None
         return f"where is the {color} {shape}?", self._place(cell)
@@ -182,7 +178,7 @@ class _Layout:
             where, cells = self._part()
             color, shape = self._one(COLORS), self._one(SHAPES)
             if self.chance.random() < 0.75:  # something of this mosaic; for "no", of another row or column
-                color, shape = self.labels[int(self.chance.integers(len(self.cells)))]
+                color, shape = self.labels[self._cell()]
             thing = _with_parts(color, shape)[int(self.chance.integers(3))]
             there = any(thing in _with_parts(*self.labels[cell]) for cell in cells)
             if there == (wanted == "yes"):
@@ -195,15 +191,9 @@ class _Layout:
         cells = range(len(self.cells))
         parts = [("", set(cells))]
         if self.rows > 1:
-            names = _ROWS[self.rows]
-            parts += [
-                (f"in the {names[r]} row", {c for c in cells if c // self.columns == r}) for r in range(self.rows)
-            ]
+            parts += [(f"in row {r + 1}", {c for c in cells if c // self.columns == r}) for r in range(self.rows)]
         if self.columns > 1:
-            names = _COLUMNS[self.columns]
-            parts += [
-                (f"in the {names[k]} column", {c for c in cells if c % self.columns == k}) for k in range(self.columns)
-            ]
+            parts += [(f"in column {k + 1}", {c for c in cells if c % self.columns == k}) for k in range(self.columns)]
         return parts[int(self.chance.integers(len(parts)))]
 
 

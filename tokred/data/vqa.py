@@ -50,10 +50,11 @@ class VQADataset(Dataset[VQAExample]):
     Args:
         pictures: each a tuple of images, uint8 [3, H, W]. Any sequence: it may read or draw a picture when asked.
         questions: in the order in which the data set counts them.
+        source: questions about the single pictures that these are composed of, if they are.
     """
 
-    def __init__(self, pictures: Sequence[Picture], questions: Sequence[Question]):
-        self.pictures, self.questions = pictures, tuple(questions)
+    def __init__(self, pictures: Sequence[Picture], questions: Sequence[Question], source: "VQADataset | None" = None):
+        self.pictures, self.questions, self.source = pictures, tuple(questions), source
         self._about: dict[int, list[Question]] = {}
         for question in self.questions:
             self._about.setdefault(question.picture, []).append(question)

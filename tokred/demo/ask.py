@@ -138,7 +138,8 @@ def add_tab(opened: Any) -> None:
     names, methods = list_multimodal_models(), tuple(choices.prompt_methods())
     gr.Markdown(
         "The same question, answered twice: by a model that reads **every** token of the picture, and by one that "
-        "reads only those that a method **keeps**. The shipped model knows one coloured shape and sixty words."
+        "reads only those that a method **keeps**. llava-shapes knows one coloured shape and sixty words, "
+        "llava-next-shapes mosaics of such pictures (\"what is in row 1 column 2?\")."
     )
     with gr.Row():
         with gr.Column(scale=4, min_width=300):
@@ -148,7 +149,7 @@ def add_tab(opened: Any) -> None:
                 info="choose one or write your own",
             )  # fmt: skip
             model = gr.Dropdown(
-                names, value=names[0], label="Model", allow_custom_value=True,
+                names, value=examples.MODEL, label="Model", allow_custom_value=True,
                 info="or an id of the hub, such as organisation/model, when online",
             )  # fmt: skip
             method = gr.Dropdown(methods, value="vispruner", label="Method")

@@ -38,6 +38,7 @@ def asked() -> tuple[Image.Image, ...]:
     return tuple(_as_picture(pictures[index][0]) for index in _ASKED)
 
 
+MODEL = "llava-shapes"
 QUESTIONS = (
     "what shape is present?",
     "what color is the shape?",
@@ -46,7 +47,7 @@ QUESTIONS = (
     "does the image contain a circle?",
     "does the image not contain a blue shape?",
 )
-"""What llava-shapes was taught to answer."""
+"""What :data:`MODEL` was taught to answer."""
 
 
 def _as_picture(image: Tensor) -> Image.Image:

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,28 +13,39 @@ from torch.nn.functional import cross_entropy, linear, pad
 
 from tokred.data import Question, VQAExample, as_thumbnails, load_vqa
 from tokred.errors import ConfigError, DataError
+from tokred.evaluate.hidden_tiles import HidingProcessor
 from tokred.evaluate.vqa import exact_match, prompt_of
 from tokred.multimodal_assets import load_multimodal
 from tokred.train.config import VQA
-from tokred.train.vqa_focus import focused_features
+from tokred.train.vqa_cache import TileCache
+from tokred.train.vqa_focus import find_shown, focused_features
 from tokred.train.vqa_model import IMAGE, build_multimodal, build_processor, save_multimodal, take_weights
-from tokred.train.vqa_packing import IGNORE, Grid, Packed, attention_bias, pack, pool
-from tokred.train.vqa_places import WORDS, name_places, thumbnail_factor
+from tokred.train.vqa_packing import IGNORE, Grid, Packed, attention_bias, pack, pool, thin
+from tokred.train.vqa_places import OUTSIDE, asked_places, naming_loss, number_places, placing_loss
 
 
 @dataclass(frozen=True)
 class Batch:
     """Pictures as the processor makes them, their blocks of patch tokens, and the questions about each.
 
-    ``named`` has a one for every word in an answer about the picture, "yes" and "no" aside; ``weight`` says how much
-    each question counts, 0 where a picture has fewer than others.
+    ``weight`` says how much each question counts, 0 where a picture has fewer than others; ``asked``, which row and
+    column it names, and ``mentioned``, which of the words that can be answers about single pictures.
     """
 
     pixels: dict[str, Tensor]
     grids: list[list[Grid]]
     packed: Packed
-    named: Tensor  # [B, V]
     weight: Tensor  # [B, K]
+    asked: Tensor  # [B, K, 2]
+    mentioned: Tensor  # [B, K, C]
+
+
+@dataclass(frozen=True)
+class SinglePictures:
+    """Pictures of one tile, and a one for every word in an answer about each, "yes" and "no" aside."""
+
+    pixels: Tensor  # [B, 3, H, H]
+    named: Tensor  # [B, V]
 
 
 class VQATask:
@@ -47,12 +58,17 @@ class VQATask:
     Stage settings:
 
     - ``patch_pool``: in training, every square of so many by so many patch tokens becomes its mean before the language
-      model, at the place of its first one; a thumbnail is pooled half as far. Evaluation sees all tokens.
-    - ``locate``: behind so many blocks of the language model, visual tokens must also name the row and the column of
-      tiles they are in, by the table of word embeddings; for LLaVA-NeXT.
-    - ``focus``: the tower and the projector alone, for LLaVA without tiles. The tower sees only so many by so many
-      patches around what differs from the background; the mean of their tokens must name the words of the answers by
-      the table of word embeddings. It teaches the tower shapes at a tenth of the cost.
+      model, at the place of its first one; for LLaVA. Evaluation sees all tokens.
+    - ``shown`` and ``blank``: in training, the language model gets of each tile at most so many tokens that show
+      something and so many others, drawn anew for every batch, at their own places; for LLaVA-NeXT. Evaluation sees all
+      tokens, and so does training where neither is given.
+    - ``locate``: behind so many blocks of the language model, visual tokens must also tell the numbers of the row and
+      the column of tiles they are in, and tokens that answer what the question names: row, column, and words such as
+      "red" that are answers to questions about single pictures. By the table of word embeddings; for LLaVA-NeXT.
+    - ``focus``: the tower and the projector alone, on single pictures: of mosaics, what they consist of. The tower
+      sees only so many by so many patches around what differs from the background; the mean of their tokens must name
+      the words of the answers by the table of word embeddings. It teaches the tower shapes at a tenth of the cost.
+    - ``freeze_tower``: everything but the tower is trained.
     - ``questions``: about each picture in a batch, where not as in the rest of the recipe.
     """
 
@@ -71,10 +87,12 @@ class VQATask:
         self.held, self.trained = order[: spec.holdout], order[spec.holdout :]
         self._prefix, self._known = _split_prompt(self.processor), {}
         self._check_words()
+        single = (self.data.source or self.data).questions
+        self._words = sorted({word for question in single for word in question.answer.split()} - {"yes", "no"})
         self._texts = Counter(question.text for question in self.data.questions)
         self._pairs = Counter((question.text, question.answer) for question in self.data.questions)
         self._answers = Counter(text for text, _ in self._pairs)
-        self.factor, self.locate, self.focus, self.questions = 1, 0, 0, spec.questions
+        self.begin_stage({})
 
     @property
     def examples(self) -> int:
@@ -83,28 +101,33 @@ class VQATask:
 
     def begin_stage(self, settings: dict[str, Any]) -> None:
         """Set what the stage changes; what it does not name goes back to the recipe."""
-        known = ("patch_pool", "locate", "focus", "questions")
+        known = ("patch_pool", "shown", "blank", "locate", "focus", "freeze_tower", "questions")
         for name in settings:
             if name not in known:
                 raise ConfigError(f"vqa has no stage setting {name!r}. It has: {', '.join(known)}.")
         side = self.spec.model.vision["image_size"] // self.spec.model.vision["patch_size"]
+        tiled = self.spec.model.architecture == "llava_next"
         self.factor = int(settings.get("patch_pool", 1))
-        if self.factor < 1 or side % self.factor:
-            raise ConfigError(f"patch_pool: {self.factor} does not divide the {side} x {side} patches of a tile.")
-        self.focus = int(settings.get("focus", 0))
-        if not 0 <= self.focus <= side or (self.focus and self.spec.model.architecture != "llava"):
+        if self.factor < 1 or side % self.factor or (self.factor > 1 and tiled):
             raise ConfigError(
-                f"focus: {self.focus} must be at most {side} patches, and the model a llava without tiles."
+                f"patch_pool: {self.factor} must divide the {side} x {side} patches, and the model be a llava."
             )
+        self.drawn = (int(settings.get("shown", 0)), int(settings.get("blank", 0)))
+        if min(self.drawn) < 0 or (any(self.drawn) and not tiled):
+            raise ConfigError(f"shown, blank: {self.drawn} must not be negative, and the model be a llava_next.")
+        self.focus = int(settings.get("focus", 0))
+        if not 0 <= self.focus <= side:
+            raise ConfigError(f"focus: {self.focus} must be at most {side} patches.")
         self.locate = int(settings.get("locate", 0))
         depth = self.spec.model.text["num_hidden_layers"]
-        if not 0 <= self.locate < depth or (self.locate and self.spec.model.architecture != "llava_next"):
-            raise ConfigError(
-                f"locate: {self.locate} must be less than the {depth} blocks, and the model a llava_next."
-            )
+        if not 0 <= self.locate < depth or (self.locate and not tiled):
+            raise ConfigError(f"locate: {self.locate} must be less than {depth} blocks, and the model a llava_next.")
         self.questions = int(settings.get("questions", self.spec.questions))
+        frozen = bool(settings.get("freeze_tower", False))
+        self.model.get_submodule("vision_tower").requires_grad_(not frozen)
+        self.cache = TileCache() if frozen and tiled else None
 
-    def batches(self, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:
+    def batches(self, batch_size: int, generator: torch.Generator) -> Iterator[Batch | SinglePictures]:
         """Yield one epoch of pictures, varied as the recipe says, with questions drawn anew.
 
         Eight batches at a time are sorted by size, so that pictures of one batch need little padding.
@@ -117,19 +140,17 @@ class VQATask:
             starts = torch.randperm(len(pairs) // batch_size, generator=generator) * batch_size
             for first in starts.tolist():
                 chosen = pairs[first : first + batch_size]
-                images = [self._vary(image, generator) for _, image in chosen]
-                named = torch.stack([self._named(picture) for picture, _ in chosen])
-                yield self._batch(images, [self._draw(picture, generator) for picture, _ in chosen], named)
+                own = torch.Generator().manual_seed(int(torch.randint(2**31, (), generator=generator)))
+                yield self._single_pictures(chosen, own) if self.focus else self._questions_about(chosen, own)
 
-    def loss(self, batch: Batch) -> Tensor:
+    def loss(self, batch: Batch | SinglePictures) -> Tensor:
         """Return the mean cross-entropy of all words of all answers, end included, as the recipe weighs questions."""
-        if self.focus:
+        if isinstance(batch, SinglePictures):
             patch = self.spec.model.vision["patch_size"]
-            token = focused_features(self.model, batch.pixels["pixel_values"], patch, self.focus)[:, 0]
+            token = focused_features(self.model, batch.pixels, patch, self.focus)[:, 0]
             table: Tensor = self.model.get_input_embeddings().weight  # pyright: ignore[reportCallIssue,reportAttributeAccessIssue]
-            share = batch.named / batch.named.sum(1, keepdim=True).clamp(min=1)
-            return cross_entropy(linear(token, table).float(), share)
-        pictures = self._see(self.model, batch, self.factor)
+            return naming_loss(token, batch.named, table)
+        pictures = self._see(self.model, batch, whole=False)
         logits, target, placing = self._answer(self.model, batch, pictures)
         rows, places = (batch.packed.target != IGNORE).nonzero(as_tuple=True)
         weight = batch.weight[rows, batch.packed.segment[rows, places] - 1]
@@ -146,7 +167,7 @@ class VQATask:
             for start in range(0, len(self.held), 16):
                 pictures = self.held[start : start + 16]
                 batch = self._batch([self._image(i) for i in pictures], [self.data.about(i) for i in pictures])
-                logits, target, _ = self._answer(model, batch, self._see(model, batch, 1))
+                logits, target, _ = self._answer(model, batch, self._see(model, batch, whole=True))
                 wrong = logits.argmax(-1) != target
                 rows, places = (batch.packed.target != IGNORE).nonzero(as_tuple=True)
                 number = rows * 1000 + batch.packed.segment[rows, places]  # one for every question
@@ -157,7 +178,8 @@ class VQATask:
     def export(self, model: nn.Module, folder: Path) -> dict[str, float]:
         """Write the model in half precision and return the exact match of that file on the test set.
 
-        Where pictures are cut into tiles, also that on pictures which hold no more than the thumbnail does.
+        Where pictures are cut into tiles, also that on pictures which hold no more detail than the thumbnail does, and
+        what is left where the language model sees no tiles, or no thumbnail.
         """
         self.whole.model.load_state_dict(model.state_dict())
         self.whole.set_attn_implementation("sdpa")
@@ -166,10 +188,18 @@ class VQATask:
         test = load_vqa(self.spec.data, "test")
         found = exact_match(model, processor, test)
         record = {"test_exact_match": found.percent, "test_correct": found.correct, "test_total": found.total}
+        starts = [" ".join(question.text.split()[:2]) for question in test.questions]
+        right = Counter(start for start, own in zip(starts, found.right, strict=True) if own)
+        kinds = {start: f"{right[start]} of {count}" for start, count in sorted(Counter(starts).items())}
         if self.spec.model.architecture == "llava_next":
-            small = exact_match(model, processor, as_thumbnails(test, self.spec.model.vision["image_size"]))
-            record["thumbnail_only_exact_match"] = small.percent
-        (folder / "accuracy.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            vision = self.spec.model.vision
+            coarse = exact_match(model, processor, as_thumbnails(test, vision["image_size"]))
+            record["coarse_exact_match"] = coarse.percent
+            for hide in ("tiles", "thumbnail"):
+                hiding = HidingProcessor(processor, (vision["image_size"] // vision["patch_size"]) ** 2, hide)
+                record[f"{hide}_hidden_exact_match"] = exact_match(model, hiding, test).percent
+        written = json.dumps(record | {"test_correct_by_first_words": kinds}, indent=2)
+        (folder / "accuracy.json").write_text(written + "\n", encoding="utf-8")
         return {name: value for name, value in record.items() if name.endswith("exact_match")}
 
     def _check_words(self) -> None:
@@ -221,22 +251,48 @@ class VQATask:
             image = image.float() * scale[:, None, None]
         return image.round().clamp(0, 255).to(torch.uint8)
 
-    def _named(self, picture: int) -> Tensor:
-        """Return a one for every word in an answer about the picture, "yes" and "no" aside [V]."""
+    def _questions_about(self, chosen: list[tuple[int, Tensor]], generator: torch.Generator) -> Batch:
+        if self.data.source is None:  # moved or mirrored, a mosaic would be another one
+            chosen = [(picture, self._vary(image, generator)) for picture, image in chosen]
+        return self._batch([image for _, image in chosen], [self._draw(picture, generator) for picture, _ in chosen])
+
+    def _single_pictures(self, chosen: list[tuple[int, Tensor]], generator: torch.Generator) -> SinglePictures:
+        """Return the chosen pictures; where they are composed, as many of those that they are composed of."""
+        data, source = self.data, self.data.source
+        if source is not None:
+            data = source
+            drawn = torch.randint(len(source), (len(chosen),), generator=generator).tolist()
+            numbers = [source.questions[i].picture for i in drawn]
+            chosen = [(picture, source.pictures[picture][0]) for picture in numbers]
+        images = [self._vary(image, generator) for _, image in chosen]
+        pixels = self.processor.image_processor(images=images, return_tensors="pt")["pixel_values"]
+        named = torch.stack([self._named(data.about(picture)) for picture, _ in chosen])
+        return SinglePictures(pixels if pixels.ndim == 4 else pixels[:, 0], named)  # LLaVA-NeXT: the thumbnails
+
+    def _named(self, questions: Sequence[Question]) -> Tensor:
+        """Return a one for every word in the answers, "yes" and "no" aside [V]."""
         named = torch.zeros(len(self.processor.tokenizer))
-        for question in self.data.about(picture):
+        for question in questions:
             if question.answer not in ("yes", "no"):
                 named[self._ids(question)[1][:-1]] = 1
         return named
 
-    def _batch(self, images: list[Tensor], asked: Any, named: Tensor | None = None) -> Batch:
+    def _batch(self, images: list[Tensor], asked: Sequence[Sequence[Question]]) -> Batch:
         pixels = dict(self.processor.image_processor(images=images, return_tensors="pt"))
         packed = pack([[self._ids(question) for question in about] for about in asked])
-        named = torch.zeros(len(images), 0) if named is None else named
         weight = torch.zeros(len(images), max(map(len, asked)))
+        places = torch.full((*weight.shape, 2), OUTSIDE)
+        mentioned = torch.zeros(*weight.shape, len(self._words))
         for row, about in enumerate(asked):
             weight[row, : len(about)] = torch.tensor([self._weight(question) for question in about])
-        return Batch(pixels, [self._grids(image) for image in images], packed, named, weight)
+            places[row, : len(about)] = torch.tensor([asked_places(question.text) for question in about])
+            mentioned[row, : len(about)] = torch.tensor([self._mentioned(question.text) for question in about])
+        return Batch(pixels, [self._grids(image) for image in images], packed, weight, places, mentioned)
+
+    def _mentioned(self, text: str) -> list[float]:
+        """Return a one for each of the words about single pictures in a text, in the singular or the plural."""
+        words = text.rstrip("?").split()
+        return [float(word in words or f"{word}s" in words) for word in self._words]
 
     def _weight(self, question: Question) -> float:
         """Return 1, or what makes all answers to the same text count the same."""
@@ -260,11 +316,24 @@ class VQATask:
             )
         return [Grid(side, side), Grid(rows * side, columns * side, newline=True)]
 
-    def _see(self, model: Any, batch: Batch, factor: int) -> list[tuple[Tensor, Tensor]]:
-        """Return the tokens of each picture [N, D], with their places among all tokens of it [N]."""
-        features = model.get_image_features(**batch.pixels, return_dict=True).pooler_output
-        factors = [factor] if self.spec.model.architecture == "llava" else [thumbnail_factor(factor), factor]
-        return [pool(own, grids, factors) for own, grids in zip(features, batch.grids, strict=True)]
+    def _see(self, model: Any, batch: Batch, whole: bool) -> list[tuple[Tensor, Tensor]]:
+        """Return the tokens of each picture [N, D], all or as the stage says, with their places among all [N]."""
+        if self.cache is not None and not whole:
+            tiles = [own[: _tiles(grids)] for own, grids in zip(batch.pixels["pixel_values"], batch.grids, strict=True)]
+            features = self.cache.features(model, tiles, batch.pixels["image_sizes"])
+        else:
+            features = model.get_image_features(**batch.pixels, return_dict=True).pooler_output
+        vision = self.spec.model.vision
+        pictures = []
+        for own, grids, pixels in zip(features, batch.grids, batch.pixels["pixel_values"], strict=True):
+            if not whole and self.factor > 1:
+                pictures.append(pool(own, vision["image_size"] // vision["patch_size"], self.factor))
+            elif not whole and any(self.drawn):
+                places = thin(find_shown(pixels[: _tiles(grids)], vision["patch_size"]), grids, *self.drawn)
+                pictures.append((own[places], places))
+            else:
+                pictures.append((own, torch.arange(len(own))))
+        return pictures
 
     def _answer(self, model: Any, batch: Batch, pictures: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
         """Return the logits [A, V] where words of answers are due, the words [A], and the loss of naming places."""
@@ -292,18 +361,27 @@ class VQATask:
         if self.locate and model.training:
             middle = [row[front : front + len(own)] for row, (_, own) in
                       zip(found.hidden_states[self.locate], pictures, strict=True)]  # fmt: skip
-            names = [
-                name_places(own, grids, self.factor) for (_, own), grids in zip(pictures, batch.grids, strict=True)
-            ]
-            placing = self._placing(model, torch.cat(middle), torch.cat(names))
+            numbers = [number_places(own, grids) for (_, own), grids in zip(pictures, batch.grids, strict=True)]
+            answering = found.hidden_states[self.locate][:, front + longest :][due]
+            rows, at = due.nonzero(as_tuple=True)
+            question = (rows, packed.segment[rows, at] - 1)
+            told = model.language_model.norm(torch.cat([*middle, answering]))
+            digits = self._embeddings(list("123456789"[: max(map(max, self.spec.model.grids))]))
+            placing = placing_loss(told, torch.cat([*numbers, batch.asked[question]]), digits)
+            mentioned = batch.mentioned[question]
+            placing = placing + naming_loss(told[-len(answering) :], mentioned, self._embeddings(self._words))
         return linear(hidden[due], embed.weight), packed.target[due], placing
 
-    def _placing(self, model: Any, hidden: Tensor, names: Tensor) -> Tensor:
-        """Return the cross-entropy of visual tokens [N, D] that must name their places [N, 6]."""
-        words = self.processor.tokenizer.convert_tokens_to_ids(list(WORDS))
-        named = names.sum(-1) > 0
-        logits = linear(model.language_model.norm(hidden[named]), model.get_input_embeddings().weight[words])
-        return cross_entropy(logits.float(), names[named])
+    def _embeddings(self, words: list[str]) -> Tensor:
+        """Return the rows of the table of word embeddings [K, D]."""
+        table: Tensor = self.model.get_input_embeddings().weight  # pyright: ignore[reportCallIssue,reportAttributeAccessIssue]
+        return table[self.processor.tokenizer.convert_tokens_to_ids(words)]
+
+
+def _tiles(grids: Sequence[Grid]) -> int:
+    """Return how many tiles there are, the thumbnail counted."""
+    thumbnail, tiles = grids
+    return 1 + tiles.height * tiles.width // thumbnail.tokens
 
 
 def _split_prompt(processor: Any) -> list[int]:

@@ -8,10 +8,22 @@ from torch import Tensor
 DIFFERENT = 0.3  # from the background, in normalised units
 
 
+def find_shown(pixels: Tensor, patch: int) -> Tensor:
+    """Return which patches hold something that differs from the background, bool [B, S, S].
+
+    Args:
+        pixels: normalised pictures [B, 3, H, H]. The background is the median of each channel.
+        patch: side of a patch in pixels.
+    """
+    median = pixels.flatten(2).median(-1).values[:, :, None, None]
+    differs = (pixels - median).abs().amax(1) > DIFFERENT  # [B, H, H]
+    return differs.unfold(1, patch, patch).unfold(2, patch, patch).any(-1).any(-1)
+
+
 def find_window(pixels: Tensor, patch: int, window: int) -> tuple[Tensor, Tensor]:
     """Return the patches [B, W * W] of the window around what differs from the background, and which of them differ.
 
-    The background is the median of each channel. Where nothing differs, the window is in a corner.
+    Where nothing differs, the window is in a corner.
 
     Args:
         pixels: normalised pictures [B, 3, H, H].
@@ -19,9 +31,7 @@ def find_window(pixels: Tensor, patch: int, window: int) -> tuple[Tensor, Tensor
         window: side W of the window in patches.
     """
     B = len(pixels)
-    median = pixels.flatten(2).median(-1).values[:, :, None, None]
-    differs = (pixels - median).abs().amax(1) > DIFFERENT  # [B, H, H]
-    differs = differs.unfold(1, patch, patch).unfold(2, patch, patch).any(-1).any(-1)  # [B, S, S]
+    differs = find_shown(pixels, patch)
     side = differs.shape[-1]
     places = torch.arange(side, device=pixels.device)
     count = differs.sum((1, 2)).clamp(min=1)
@@ -39,7 +49,8 @@ def focused_features(model: Any, pixels: Tensor, patch: int, window: int) -> Ten
     """Return one projected token a picture [B, 1, D]: the mean over what differs, the tower seeing only the window.
 
     Args:
-        model: a LLaVA of transformers without its head, with a CLIP tower.
+        model: a LLaVA or LLaVA-NeXT of transformers without its head, with a CLIP tower.
+        pixels: normalised pictures of one tile [B, 3, H, H].
     """
     index, differs = find_window(pixels, patch, window)
 
@@ -51,8 +62,9 @@ def focused_features(model: Any, pixels: Tensor, patch: int, window: int) -> Ten
     tower = model.vision_tower
     hook = getattr(tower, "vision_model", tower).embeddings.register_forward_hook(keep)
     try:
-        features = torch.stack(list(model.get_image_features(pixel_values=pixels, return_dict=True).pooler_output))
+        seen = tower(pixels, output_hidden_states=True).hidden_states[model.config.vision_feature_layer]
     finally:
         hook.remove()
+    features = model.multi_modal_projector(seen[:, 1:])
     share = differs / differs.sum(1, keepdim=True).clamp(min=1)  # [B, W * W]
     return (features * share[:, :, None].to(features.dtype)).sum(1, keepdim=True)

@@ -76,31 +76,38 @@ def attention_bias(prefix: Tensor, segment: Tensor) -> Tensor:
     return torch.zeros(B, 1, N, N).masked_fill_(~seen[:, None], torch.finfo(torch.bfloat16).min)
 
 
-def pool(features: Tensor, grids: Sequence[Grid], factors: Sequence[int]) -> tuple[Tensor, Tensor]:
+def pool(features: Tensor, side: int, factor: int) -> tuple[Tensor, Tensor]:
     """Put the mean of every square of so many by so many patch tokens in the place of its first one.
 
     Args:
-        features: the tokens of one picture [N, D].
-        grids: the blocks that they consist of.
-        factors: side of the squares in each block.
+        features: the tokens of one picture of ``side`` by ``side`` patches [N, D].
+        side: patches in a row.
+        factor: side of the squares.
 
     Returns:
-        The fewer tokens [M, D], and the places [M] they had among the N; of newlines, one a row of squares stays.
+        The fewer tokens [M, D], and the places [M] they had among the N.
     """
-    if all(factor == 1 for factor in factors):
-        return features, torch.arange(len(features))
-    D = features.shape[-1]
-    tokens, places, start = [], [], 0
-    for grid, f in zip(grids, factors, strict=True):
-        H, W = grid.height, grid.width
-        block = features[start : start + grid.tokens].view(H, W + grid.newline, D)
-        place = torch.arange(start, start + grid.tokens).view(H, W + grid.newline)
-        means = block[:, :W].reshape(H // f, f, W // f, f, D).mean((1, 3))  # [H / f, W / f, D]
-        firsts = place[:, :W][::f, ::f]
-        if grid.newline:
-            means = torch.cat([means, block[::f, W:]], 1)
-            firsts = torch.cat([firsts, place[::f, W:]], 1)
-        tokens.append(means.flatten(0, 1))
-        places.append(firsts.flatten())
-        start += grid.tokens
-    return torch.cat(tokens), torch.cat(places)
+    S, f, D = side, factor, features.shape[-1]
+    means = features.view(S // f, f, S // f, f, D).mean((1, 3))  # [S / f, S / f, D]
+    return means.flatten(0, 1), torch.arange(S * S).view(S, S)[::f, ::f].flatten()
+
+
+def thin(shows: Tensor, grids: Sequence[Grid], shown: int, blank: int) -> Tensor:
+    """Draw patch tokens of a thumbnail and of tiles; return their places among all tokens [M], newlines with them.
+
+    Args:
+        shows: which patches show something, of the thumbnail and of the tiles in the order of reading, bool [T, S, S].
+        grids: the thumbnail and the tiles.
+        shown: of each tile, and of the thumbnail, at most so many tokens that show something.
+        blank: so many others.
+    """
+    chance = torch.rand(shows.shape).flatten(1)
+    kept = torch.zeros_like(chance, dtype=torch.bool)
+    for kind, count in ((shows.flatten(1), shown), (~shows.flatten(1), blank)):
+        order = chance.where(kind, -1.0).argsort(1, descending=True)[:, :count]
+        kept |= kind & torch.zeros_like(kept).scatter(1, order, True)
+    side = shows.shape[-1]
+    tiles = grids[1]
+    mosaic = kept[1:].view(tiles.height // side, -1, side, side).transpose(1, 2).reshape(tiles.height, tiles.width)
+    lines = torch.cat([mosaic, torch.ones(tiles.height, 1, dtype=torch.bool)], 1)
+    return torch.cat([kept[0], lines.flatten()]).nonzero()[:, 0]

@@ -1,46 +1,68 @@
-"""A help for models with tiles: every visual token learns to name the row and the column of tiles that it is in."""
+"""A help for models with tiles: tokens learn to number the row and the column of tiles that they are in or ask for."""
 
+import re
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy, linear
 
 from tokred.train.vqa_packing import Grid
 
-ROWS = {1: (), 2: ("top", "bottom"), 3: ("top", "middle", "bottom")}
-COLUMNS = {1: (), 2: ("left", "right"), 3: ("left", "center", "right")}
-WORDS = ("top", "middle", "bottom", "left", "center", "right")
+OUTSIDE = -1
 
 
-def name_places(places: Tensor, grids: Sequence[Grid], factor: int) -> Tensor:
-    """Return the share of each of :data:`WORDS` in the name of the tile that a token is in [N, 6]; newlines have none.
+def number_places(places: Tensor, grids: Sequence[Grid]) -> Tensor:
+    """Return row and column of the tile that each token is in, from 0 [N, 2]; :data:`OUTSIDE` where it is in none.
 
-    A token of the thumbnail is in the tile that its middle shows.
+    The thumbnail and newlines are in no tile. Numbers can be told from what stands in front of a token; names such as
+    "bottom" cannot: they hang on how many rows follow.
 
     Args:
         places: the places of the tokens among all of the picture [N], as :func:`tokred.train.vqa_packing.pool` gives.
         grids: the thumbnail and the tiles.
-        factor: side in patches of the squares that became one token, in the tiles.
     """
     thumbnail, tiles = grids
-    R, C = tiles.height // thumbnail.height, tiles.width // thumbnail.width
-    inside = places < thumbnail.tokens
-    half = thumbnail_factor(factor) / 2
-    row = torch.where(inside, (places // thumbnail.width + half) * R, 0.0)
-    column = torch.where(inside, (places % thumbnail.width + half) * C, 0.0)
     behind = places - thumbnail.tokens
-    row = torch.where(inside, row, behind // (tiles.width + 1)).long() // thumbnail.height
-    column = torch.where(inside, column, behind % (tiles.width + 1)).long() // thumbnail.width
-    names = torch.zeros(R, C, len(WORDS))
-    for r in range(R):
-        for c in range(C):
-            for word in (*ROWS[R][r : r + 1], *COLUMNS[C][c : c + 1]):
-                names[r, c, WORDS.index(word)] = 1
-    names /= names.sum(-1, keepdim=True).clamp(min=1)
-    newline = column >= C  # the newline stands behind the last column
-    return torch.where(newline[:, None], 0.0, names[row.clamp(max=R - 1), column.clamp(max=C - 1)])
+    row = behind // (tiles.width + 1) // thumbnail.height
+    column = behind % (tiles.width + 1) // thumbnail.width
+    inside = (behind >= 0) & (column < tiles.width // thumbnail.width)  # the newline stands behind the last column
+    return torch.stack([row, column], 1).where(inside[:, None], OUTSIDE)
 
 
-def thumbnail_factor(factor: int) -> int:
-    """Return how far a thumbnail is pooled where tiles are pooled by ``factor``: half as far, for it shows more."""
-    return max(1, factor // 2)
+def asked_places(text: str) -> tuple[int, int]:
+    """Return the row and the column that a question names, from 0; :data:`OUTSIDE` where it names none.
+
+    >>> asked_places("is there a red shape in row 2?")
+    (1, -1)
+    """
+    found = [re.search(rf"\b{word} (\d)", text) for word in ("row", "column")]
+    row, column = (int(number[1]) - 1 if number else OUTSIDE for number in found)
+    return row, column
+
+
+def placing_loss(hidden: Tensor, numbers: Tensor, digits: Tensor) -> Tensor:
+    """Return the cross-entropy of telling rows by the first half of the channels, columns by the second.
+
+    Args:
+        hidden: tokens [N, D].
+        numbers: as :func:`number_places` returns [N, 2].
+        digits: embeddings of the words "1", "2", ... [K, D], which the channels are compared with.
+    """
+    parts = zip(hidden.chunk(2, -1), digits.chunk(2, -1), numbers.unbind(-1), strict=True)
+    return sum(
+        (cross_entropy(linear(own, names).float(), number, ignore_index=OUTSIDE) for own, names, number in parts),
+        start=torch.zeros(()),
+    )
+
+
+def naming_loss(hidden: Tensor, named: Tensor, words: Tensor) -> Tensor:
+    """Return the cross-entropy of naming some words, each as likely; tokens that have none to name count as 0.
+
+    Args:
+        hidden: tokens [N, D].
+        named: a one for each word that a token must name [N, K].
+        words: embeddings of the words [K, D].
+    """
+    share = named / named.sum(1, keepdim=True).clamp(min=1)
+    return cross_entropy(linear(hidden, words).float(), share)
