@@ -216,7 +216,8 @@ def test_the_text_on_tokens_is_what_was_measured():
 
 
 def test_the_text_on_karl_is_what_was_measured():
-    rows = pl.read_parquet(ROOT / "docs" / "results" / "rate_distortion.parquet").filter(model="karl-shapes").sort("bits")
+    rows = pl.read_parquet(ROOT / "docs" / "results" / "rate_distortion.parquet")
+    rows = rows.filter(model="karl-shapes").sort("bits")
     asked, reached = [0.12, 0.1, 0.08, 0.07, 0.06, 0.05], list(rows["pixel_error"])
     assert list(rows["label"]) == [*(f"quality={error:g}" for error in asked[:-1]), ""]
     *first, last = (f"{error:.3f}" for error in reached)
