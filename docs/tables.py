@@ -33,6 +33,20 @@ def questions() -> str:
     return _table(titles, [[f"`{row['method']}`", row["label"] or "-", *_cells(row, forms)] for row in rows], text=2)
 
 
+def mosaics() -> str:
+    """Exact match of the model with tiles: a row for every method, a column for every share of tokens."""
+    found = {(row["method"], row["label"]): row for row in pl.read_parquet(RESULTS / "vqa_next.parquet").to_dicts()}
+    shares = ("1.0", "0.5", "0.33", "0.25", "0.11", "0.05")
+    rows = []
+    for method in dict.fromkeys(method for method, _ in found if method != "unpatched"):
+        own = [found[method, f"keep={share}"] for share in shares]
+        quarter = own[shares.index("0.25")]
+        speed = f"{quarter['prefill_speedup']:.2f}x of {quarter['ideal_speedup']:.2f}x"
+        rows.append([f"`{method}`", *(f"{row['exact_match']:.1f}" for row in own), speed])
+    titles = "|".join(["method", *(f"{float(share):.0%}" for share in shares), "prefill at 25 %"])
+    return _table(titles, sorted(rows), text=1)
+
+
 def tokens() -> str:
     """Tokenizers at every number of tokens."""
     rows = _rows("rate_distortion.parquet", lambda row: (row["model"], row["bits"]))
@@ -165,7 +179,7 @@ def load() -> str:
     return _table("what|measured", rows)
 
 
-_ALL = (questions, retrieval, tokens, attention, narrow, search, learned, methods, finetuned, tome, load)
+_ALL = (questions, mosaics, retrieval, tokens, attention, narrow, search, learned, methods, finetuned, tome, load)
 TABLES: dict[str, Callable[[], str]] = {table.__name__: table for table in _ALL}
 
 

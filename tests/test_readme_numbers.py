@@ -176,6 +176,16 @@ def test_the_text_on_questions_is_what_the_sweep_measured():
     assert f"{part[0]:.1f} % of the unpatched prefill for VTC-CLS and {part[1]:.1f} % for FoPru" in text
 
 
+def test_the_text_on_tiles_is_what_the_sweep_measured():
+    results = pl.read_parquet(ROOT / "docs" / "results" / "vqa_next.parquet")
+    assert set(results["images"]) == {200}, "the text says how many questions"
+    found = {(row["method"], row["label"]): row["exact_match"] for row in results.iter_rows(named=True)}
+    text = " ".join(PAGE.split())
+    assert f"Unpatched it answers {found['unpatched', '']:.1f} % of them" in text
+    assert f"answers {found['fastv', 'keep=0.25']:.1f} % at a quarter" in text
+    assert f"falls to {found['hired', 'keep=1.0']:.1f} % with all other tokens kept" in text
+
+
 def test_the_text_on_retrieval_is_what_the_sweep_measured():
     results = pl.read_parquet(ROOT / "docs" / "results" / "retrieval.parquet")
     text = " ".join(PAGE.split())
