@@ -139,7 +139,7 @@ def add_tab(opened: Any) -> None:
     gr.Markdown(
         "The same question, answered twice: by a model that reads **every** token of the picture, and by one that "
         "reads only those that a method **keeps**. llava-shapes knows one coloured shape and sixty words, "
-        "llava-next-shapes mosaics of such pictures (\"what is in row 1 column 2?\")."
+        'llava-next-shapes mosaics of such pictures ("what is in row 1 column 2?").'
     )
     with gr.Row():
         with gr.Column(scale=4, min_width=300):
