@@ -34,6 +34,16 @@ def test_the_exact_match_of_the_multimodal_model_is_the_measured_one():
     assert text in " ".join(README.split())
 
 
+def test_the_exact_match_of_the_model_with_tiles_is_the_measured_one():
+    record = json.loads((ROOT / "models" / "llava-next-shapes" / "accuracy.json").read_text())
+    text = (
+        f"answers {record['test_exact_match']:.2f} % of its {record['test_total']:,} test questions about mosaics, "
+        f"{record['coarse_exact_match']:.2f} % where tiles hold no more detail than the thumbnail and "
+        f"{record['tiles_hidden_exact_match']:.2f} % where tiles are hidden"
+    )
+    assert text in " ".join(README.split())
+
+
 def test_the_recalls_of_the_embedded_clip_are_the_measured_ones():
     record = json.loads((ROOT / "models" / "clip-shapes" / "accuracy.json").read_text())
     text = (

@@ -1,0 +1,54 @@
+"""The embedded model for mosaics: it answers, it reads its tiles, and its card says what was measured."""
+
+import json
+from itertools import islice
+
+import pytest
+
+from tokred.data import VQADataset, mosaic
+from tokred.evaluate.hidden_tiles import HidingProcessor
+from tokred.evaluate.vqa import exact_match
+from tokred.folders import shipped_folder
+from tokred.multimodal_assets import list_multimodal_models, load_multimodal
+
+NAME = "llava-next-shapes"
+FOLDER = shipped_folder("models") / NAME
+
+
+@pytest.fixture(scope="module")
+def some():
+    """Forty test questions about ten mosaics."""
+    data = mosaic("test")
+    return VQADataset(data.pictures, list(islice(data.questions, 40)))
+
+
+def test_it_is_found_by_name_and_answers_most_questions(some):
+    assert NAME in list_multimodal_models()
+    model, processor = load_multimodal(NAME)
+    assert model.config.model_type == "llava_next"
+    assert exact_match(model, processor, some).percent >= 80
+
+
+def test_it_reads_its_tiles(some):
+    model, processor = load_multimodal(NAME)
+    vision = model.config.vision_config
+    hiding = HidingProcessor(processor, (vision.image_size // vision.patch_size) ** 2)
+    assert exact_match(model, hiding, some).percent <= exact_match(model, processor, some).percent - 20
+
+
+def test_the_card_says_what_was_measured_of_the_file():
+    record = json.loads((FOLDER / "accuracy.json").read_text())
+    card = (FOLDER / "README.md").read_text()
+    assert f"**{record['test_exact_match']:.2f} %** ({record['test_correct']:,})" in card
+    assert record["test_exact_match"] == 100 * record["test_correct"] / record["test_total"]
+    assert record["test_total"] == len(mosaic("test"))
+    for name in ("coarse", "tiles_hidden", "thumbnail_hidden"):
+        assert f"| {record[f'{name}_exact_match']:.2f} %" in card
+    kinds = record["test_correct_by_first_words"]
+    assert sum(int(count.split(" of ")[0]) for count in kinds.values()) == record["test_correct"]
+    for start, count in kinds.items():
+        right, total = map(int, count.split(" of "))
+        assert f"| {start} ... | {100 * right / total:.1f} % | {right} of {total} |" in card
+    size = (FOLDER / "model.safetensors").stat().st_size
+    assert size <= 12_000_000
+    assert f"{size:,} bytes" in card
