@@ -37,7 +37,7 @@ def _counter(device: torch.device) -> Callable[[], int] | None:
     if device.type != "cuda":
         return None
     try:
-        import pynvml
+        import pynvml  # pyright: ignore[reportMissingImports] - an extra
 
         pynvml.nvmlInit()
         handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
