@@ -169,7 +169,7 @@ def linear_size(modules: Sequence[nn.Module]) -> tuple[int, int]:
             weights += packed.numel()
             features += packed.shape[0]
         out = getattr(module, "out_features", None)
-        wraps = not any(True for _ in module.parameters(recurse=False))  # PEFT's layers hold linear ones
+        wraps = any(hasattr(inner, "out_features") for inner in module.modules() if inner is not module)  # LoRA
         if isinstance(out, int) and isinstance(module.in_features, int) and not wraps:
             weights += out * module.in_features
             features += out
