@@ -114,9 +114,11 @@ def test_an_interruption_stops_what_runs_and_keeps_what_is_finished(cluster: str
         measure_points(synthetic_spec(tmp_path, 9), synthetic_kind(wait), store, RayEngine(), {}, interrupt)
     finished = len(store.finished())
     assert finished >= 2
-    end = time.monotonic() + 20  # longer than a point takes; what Ray says of its processors may lag behind
+    end = time.monotonic() + 20  # what Ray says of its processors may lag behind
     while ray.available_resources().get("CPU") != 2 and time.monotonic() < end:
         time.sleep(0.1)
+    (tmp_path / "go").touch()  # what still runs would finish now
+    time.sleep(1)
     assert len(log_of(tmp_path)) == finished, "tasks still run"
 
 
