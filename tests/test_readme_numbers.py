@@ -6,6 +6,7 @@ import re
 import runpy
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -242,6 +243,10 @@ def test_the_text_on_karl_is_what_was_measured():
     assert list(rows["label"]) == [*(f"quality={error:g}" for error in asked[:-1]), ""]
     *first, last = (f"{error:.3f}" for error in reached)
     off = max(abs(error / request - 1) for error, request in zip(reached, asked, strict=True))
+    flextok = pl.read_parquet(ROOT / "docs" / "results" / "rate_distortion.parquet").filter(model="flextok-shapes")
+    flextok = flextok.sort("bits")
+    near = np.interp(rows["bits"], flextok["bits"], flextok["psnr"]) > rows["psnr"].to_numpy()
+    assert list(near) == [bits >= 64 for bits in rows["bits"]]
     assert f"it makes {', '.join(first)} and {last} on average, at most {100 * off:.0f} % off" in " ".join(PAGE.split())
 
 
