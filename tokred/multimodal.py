@@ -78,7 +78,7 @@ class MultimodalHandle(WayOut):
         if features is not None:
             self.features = FeatureReduction(parts, features)
             self._undo += self.features.install()
-        self.language = LanguageReduction(parts, features is not None, decoder)
+        self.language = LanguageReduction(parts, features, decoder)
         self._undo += self.language.install()
 
     def __repr__(self) -> str:

@@ -74,6 +74,7 @@ def short_logits(
             first = inputs["attention_mask"][b].argmax()
             own = index - first + (1 if model.config.model_type == "paligemma" else 0)
             kwargs["position_ids"] = torch.cat([own, own[-1] + 1 + torch.arange(behind)])[None]
+            kwargs["attention_mask"] = torch.ones_like(kwargs["position_ids"])  # the gaps are no packed sequences
         if caught.where is not None and caught.deep is not None:
             where = caught.where[b, index]
             rank = (caught.where.flatten().cumsum(0) - 1).view_as(caught.where)[b, index][where]

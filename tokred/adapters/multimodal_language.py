@@ -28,6 +28,7 @@ from tokred.adapters.prompt import (
 )
 from tokred.errors import TokredError, UnsupportedModelError
 from tokred.methods.decoder import DecoderMethod
+from tokred.methods.features import FeatureMethod
 from tokred.token_map import TokenMap, gather_tokens, take
 
 _RECORD = "_tokred_record"
@@ -39,6 +40,7 @@ class LanguageReduction:
     Attributes:
         model: the model.
         reads_choices: a method chooses among the features of images.
+        renumbers: what stays of a prompt is counted anew, where positions have one axis.
         dropping: what drops tokens between layers, or ``None``.
         last: what became of the last prompt.
         work: (class) the methods that are the price of the reduction, for benchmarks.
@@ -46,9 +48,10 @@ class LanguageReduction:
 
     work: ClassVar[tuple[str, ...]] = ("_begin", "_enter", "_leave")
 
-    def __init__(self, model: MultimodalModel, reads_choices: bool, method: DecoderMethod | None) -> None:
+    def __init__(self, model: MultimodalModel, features: FeatureMethod | None, method: DecoderMethod | None) -> None:
         self.model = model
-        self.reads_choices = reads_choices
+        self.reads_choices = features is not None
+        self.renumbers = features is None or features.positions == "renumbered"
         self.dropping = None if method is None else LayerReduction(model, method)
         self.last: Passage | None = None
         self.arguments_of_inner = tuple(inspect.signature(type(model.inner).forward).parameters)
@@ -194,20 +197,20 @@ class LanguageReduction:
         since = record.since(cache)
         mask, positions = arguments.get("attention_mask"), arguments.get("position_ids")
         record.require_continuation(mask, positions, since + new, batch)
-        rotary = record.axes > 1
+        counted = record.axes == 1 and record.renumbered
         if record.valid is not None:
             short = record.mask(record.valid, batch, since + new)
             if mask is not None or not bool(record.valid.all()):
                 arguments["attention_mask"] = short
-            if positions is None and not rotary:
+            if positions is None and counted:
                 arguments["position_ids"] = positions_of(short)[:, -new:] + record.rows(record.offset, batch)
-            elif positions is not None and positions.ndim == 2 and not rotary:
+            elif positions is not None and positions.ndim == 2 and counted:
                 gone = record.rows(record.full - record.valid.sum(dim=1), batch)
                 arguments["position_ids"] = positions - gone[:, None]
-        if positions is None and rotary:
+        if positions is None and not counted:
             last = record.rows(record.last, batch)  # not from the model, where another thread may have written
             behind = last[:, None] + 1 + since + torch.arange(new, device=last.device)
-            arguments["position_ids"] = behind.expand(record.axes, -1, -1)
+            arguments["position_ids"] = behind if record.axes == 1 else behind.expand(record.axes, -1, -1)
         return Passage(None, owner=self, record=record, cache=cache)
 
     # ---------------------------------------------------------------- around the language model
@@ -243,7 +246,9 @@ class LanguageReduction:
         kwargs["inputs_embeds"] = cut.embeddings(x)
         kwargs["attention_mask"] = _cut_mask(cut, kwargs.get("attention_mask"), self.model.language.config)
         if given is None or given.ndim == 2:
-            kwargs["position_ids"] = positions_of(cut.valid) + passage.offset
+            kwargs["position_ids"] = self._line(passage, valid, cut, given)
+            if not self.renumbers and kwargs["attention_mask"] is None:  # gaps would be taken for packed sequences
+                kwargs["attention_mask"] = cut.valid.long()
         else:
             axes = gather_tokens(given.movedim(0, 1).expand(batch, -1, -1), cut.index, 2).movedim(1, 0)
             if len(axes) > self._axes(given):  # the first axis only tells packed sequences apart
@@ -259,6 +264,13 @@ class LanguageReduction:
                     "is not known here. Use a method inside its image encoder, if there is one for it."
                 )
         return kwargs
+
+    def _line(self, passage: Passage, valid: Tensor, cut: Shortened, given: Tensor | None) -> Tensor:
+        """[B, M] positions of one axis in the short prompt."""
+        if self.renumbers:
+            return positions_of(cut.valid) + passage.offset
+        whole = positions_of(valid) if given is None else given.expand(len(valid), -1)
+        return cut.rows(whole)
 
     def _axes(self, positions: Tensor | None) -> int:
         """Axes of the positions in the layers."""
@@ -291,7 +303,7 @@ class LanguageReduction:
             dropped = tuple((s.layer, s.valid) for s in passage.stages if s.valid is not None)
             cut = None if passage.cut is None else passage.cut.valid
             real, axes = valid.sum(dim=1), passage.axes
-            record = CacheRecord(valid.shape[1], real, passage.offset, passage.last, cut, axes, dropped)
+            record = CacheRecord(valid.shape[1], real, passage.offset, passage.last, cut, axes, self.renumbers, dropped)
             setattr(cache, _RECORD, record)
 
 

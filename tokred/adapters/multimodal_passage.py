@@ -26,6 +26,7 @@ class CacheRecord:
         last: [B] int64, position of the last real token outside.
         valid: [B, M] bool, the slots at the entry of the language model; ``None``: nothing was cut there.
         axes: axes of the positions in the layers; 1 where they count tokens.
+        renumbered: the positions behind the prompt follow those of its shortened form.
         stages: layers where tokens were dropped, and which of their slots are real [B, M].
     """
 
@@ -35,6 +36,7 @@ class CacheRecord:
     last: Tensor
     valid: Tensor | None
     axes: int = 1
+    renumbered: bool = True
     stages: tuple[tuple[int, Tensor], ...] = ()
 
     def since(self, cache: Any) -> int:

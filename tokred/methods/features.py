@@ -18,6 +18,7 @@ from tokred.methods.registry import AnyMethod, Place
 from tokred.token_map import TokenMap
 
 Newlines = Literal["unpadded", "drop"]
+Positions = Literal["renumbered", "original"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,9 @@ class FeatureMethod(AnyMethod):
             raised to one, with a warning; more than there are keeps all.
         newlines: what becomes of the newline tokens of AnyRes models: ``"unpadded"`` keeps the one behind every row of
             the mosaic, ``"drop"`` none. They come on top of ``keep``.
+        positions: where the language model finds the tokens that stay: ``"renumbered"`` closes the gaps, as the papers
+            do; ``"original"`` leaves every token the position it has in the whole prompt, which models that find things
+            by their positions need. Positions of several axes (Qwen2-VL and its like) are always the original ones.
     """
 
     place: ClassVar[Place] = "features"
@@ -37,11 +41,14 @@ class FeatureMethod(AnyMethod):
 
     keep: int | float = 0.25
     newlines: Newlines = "unpadded"
+    positions: Positions = "renumbered"
 
     def __post_init__(self) -> None:
         check_keep(self.keep)
         if self.newlines not in ("unpadded", "drop"):
             raise ValueError(f"newlines={self.newlines!r}: 'unpadded' or 'drop'.")
+        if self.positions not in ("renumbered", "original"):
+            raise ValueError(f"positions={self.positions!r}: 'renumbered' or 'original'.")
         super().__post_init__()
 
     def layers(self, depth: int, produced_by: int) -> tuple[int, ...]:
