@@ -176,6 +176,7 @@ def load() -> str:
     if scaling := record.get("scaling"):
         speed = f"{scaling['speedup']:.2f}x, efficiency {scaling['efficiency']:.2f}"
         rows.append(["Ray, two workers over one (median of pairs)", speed])
+        rows.append(["two bare processes over one, at the same time", f"{scaling['bare_speedup']:.2f}x"])
     return _table("what|measured", rows)
 
 

@@ -125,12 +125,16 @@ def kills(points: int, seconds: float, times: int = 10) -> dict[str, Any]:
 
 
 def scaling(points: int, seconds: float, rounds: int = 3) -> dict[str, Any]:
-    """The same points on one worker of a Ray cluster and on two, in turn: points that ask for both CPUs run alone."""
+    """The same points on one worker of a Ray cluster and on two, in turn: points that ask for both CPUs run alone.
+
+    What the processors give is measured beside it: the same counting in one bare process and in two.
+    """
     import ray
 
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 * 2**20)
     work, engine = Loop(_steps(seconds)), create_engine("ray")
     wall: dict[int, list[float]] = {1: [], 2: []}
+    bare: dict[int, list[float]] = {1: [], 2: []}
     with tempfile.TemporaryDirectory() as name:
         _sweep(4, work, Path(name) / "warm", engine)
         for turn in range(rounds):
@@ -138,10 +142,11 @@ def scaling(points: int, seconds: float, rounds: int = 3) -> dict[str, Any]:
                 started = time.perf_counter()
                 _sweep(points, work, Path(name) / f"{turn}-{workers}", engine, threads=2 // workers)
                 wall[workers].append(time.perf_counter() - started)
+                bare[workers].append(_count_in_processes(points * work.steps, workers))
     ray.shutdown()
-    ratio = median(one / two for one, two in zip(wall[1], wall[2], strict=True))
+    ratio, possible = (median(one / two for one, two in zip(t[1], t[2], strict=True)) for t in (wall, bare))
     return {"points": points, "rounds": rounds, "wall_s_1": wall[1], "wall_s_2": wall[2], "speedup": ratio,
-            "efficiency": ratio / 2}  # fmt: skip
+            "efficiency": ratio / 2, "bare_s_1": bare[1], "bare_s_2": bare[2], "bare_speedup": possible}  # fmt: skip
 
 
 def main(
@@ -184,9 +189,25 @@ def _steps(seconds: float) -> int:
     """How far to count in so many seconds of a processor, whatever else the machine does."""
     steps = 10**7
     started = time.process_time()
+    _count(steps)
+    return int(steps * seconds / (time.process_time() - started))
+
+
+def _count(steps: int) -> None:
     for _ in range(steps):
         pass
-    return int(steps * seconds / (time.process_time() - started))
+
+
+def _count_in_processes(steps: int, workers: int) -> float:
+    """Seconds of so much counting, shared out over processes that know nothing of each other."""
+    started = time.perf_counter()
+    fork = multiprocessing.get_context("fork")
+    processes = [fork.Process(target=_count, args=(steps // workers,)) for _ in range(workers)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    return time.perf_counter() - started
 
 
 def _resident_mb() -> float:

@@ -45,14 +45,18 @@ class RayEngine:
             for job in jobs:
                 pending |= self._submit(job, board)
             by_key = {point.key: point for point in pending.values()}
+            news = board.news.remote()
             while pending:
                 done, _ = ray.wait(list(pending), num_returns=1, timeout=_SECONDS_BETWEEN_NEWS)
                 for task in done:
                     yield self._row(task, pending.pop(task))
                 waiting = {point.key for point in pending.values()}
-                for key, share in ray.get(board.news.remote()).items():
+                if not ray.wait([news], timeout=0)[0]:
+                    continue  # a row does not wait for the board, which takes seconds to start
+                for key, share in ray.get(news).items():
                     if key in waiting:
                         report(by_key[key], share)
+                news = board.news.remote()
         finally:
             for task in pending:
                 ray.cancel(task, force=True)
