@@ -24,7 +24,7 @@ SAMPLE_IMAGES = 64
 BUDGETS = ("80%", "65%", "55%", "45%")
 FOLDER = "pictures"
 """What the written sweep calls the uploaded pictures: a folder with one folder in it."""
-X_AXES = {"share of the MACs": "gmacs", "measured speed-up": "speedup"}
+X_AXES = {"GMACs": "gmacs", "measured speed-up": "speedup"}
 _MOST_POINTS = 24
 
 
