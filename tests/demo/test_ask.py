@@ -34,6 +34,12 @@ def test_counts_and_pictures_show_what_is_kept_on_features_and_between_layers(me
     assert 0.70 < dark.mean() < 0.80
 
 
+@pytest.mark.parametrize("positions", ask.POSITIONS.values())
+def test_positions_are_those_that_were_asked_for(positions):
+    asked = ask.ask("llava-shapes", "uniform", 0.25, PICTURE, QUESTION, positions)
+    assert asked.handle.methods[0].positions == positions
+
+
 def test_several_pictures_are_asked_about_at_once():
     asked = ask.ask("llava-shapes", "uniform", 0.25, examples.asked()[:2], QUESTION)
     list(asked.answers())

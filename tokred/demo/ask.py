@@ -25,6 +25,7 @@ from tokred.patching import patch
 MOST_PICTURES = 4
 MOST_WORDS = 64
 LONGEST_QUESTION = 400
+POSITIONS = {"those in the whole prompt": "original", "counted anew": "renumbered"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,8 +85,18 @@ class Asked:
         return self.pictures
 
 
-def ask(name: str, method: str, keep: float, pictures: Sequence[Image.Image], question: str) -> Asked:
+def ask(
+    name: str,
+    method: str,
+    keep: float,
+    pictures: Sequence[Image.Image],
+    question: str,
+    positions: str = "original",
+) -> Asked:
     """Load a model twice, and put a method into one of them.
+
+    Args:
+        positions: of the kept tokens, for methods on features; in the language model they are always the original ones.
 
     Raises:
         TokredError: no such model, a model that the method does not go into, or no question.
@@ -100,7 +111,8 @@ def ask(name: str, method: str, keep: float, pictures: Sequence[Image.Image], qu
     images = tuple(pil_to_tensor(picture.convert("RGB")) for picture in pictures)
     text = prompt_of(processor, VQAExample(images, question, ""))
     inputs = processor(images=list(images), text=text, return_tensors="pt")
-    chosen = [offered[method](keep=float(keep))]
+    place = {"positions": positions} if offered[method].place == "features" else {}
+    chosen = [offered[method](keep=float(keep), **place)]
     if chosen[0].place == "decoder":
         chosen.insert(0, RandomVisual(keep=1.0))  # keeps all, and notes where they come from, for the pictures
     return Asked(plain, kept, patch(kept, *chosen), processor, inputs, tuple(pictures))
@@ -154,6 +166,10 @@ def add_tab(opened: Any) -> None:
             )  # fmt: skip
             method = gr.Dropdown(methods, value="vispruner", label="Method")
             keep = gr.Slider(0.02, 1.0, 0.1, step=0.02, label="keep: share of the visual tokens that stay")
+            positions = gr.Radio(
+                list(POSITIONS.items()), value="original", label="Positions of what stays",
+                info="between layers of the language model always those in the whole prompt",
+            )  # fmt: skip
             send = gr.Button("Ask", variant="primary")
         with gr.Column(scale=8, min_width=300):
             with gr.Row():
@@ -168,8 +184,8 @@ def add_tab(opened: Any) -> None:
             times = gr.Markdown(min_height=170)
 
     @saying_why
-    def answer(model_name, method_name, share, pictures, text):
-        asked = ask(model_name, method_name, share, pictures, text)
+    def answer(model_name, method_name, share, pictures, text, where):
+        asked = ask(model_name, method_name, share, pictures, text, where)
         for one, other in asked.answers():
             yield one, other, gr.skip(), gr.skip(), gr.skip()
         yield gr.skip(), gr.skip(), asked.overlays(), say_counts(*asked.counts()), "Measuring ..."
@@ -179,7 +195,8 @@ def add_tab(opened: Any) -> None:
         *question_and_all, said = given
         yield from () if said else answer(*question_and_all)  # once; whoever comes back finds what was said
 
-    inputs, outputs = [model, method, keep, chooser.pictures, question], [first, second, kept, counts, times]
+    inputs = [model, method, keep, chooser.pictures, question, positions]
+    outputs = [first, second, kept, counts, times]
     send.click(answer, inputs, outputs)
     chooser.then(answer, inputs, outputs)
     opened(begin, [*inputs, first], outputs)
