@@ -33,9 +33,10 @@ class _Layout:
 
 
 _LAYOUTS = (
-    _Layout("exact_match", "questions", (
+    _Layout("visual_tokens", "questions", (
         ("visual tokens", "visual_tokens", "{:.1f}"), ("newlines", "newline_tokens", "{:.1f}"),
-        ("exact %", "exact_match", "{:.2f}"), ("agree %", "agreement", "{:.2f}"), ("GMACs", "gmacs", "{:.3f}"),
+        ("exact %", "exact_match", "{:.2f}"), ("metric", "metric", "{}"), ("score", "score", "{:.4g}"),
+        ("agree %", "agreement", "{:.2f}"), ("GMACs", "gmacs", "{:.3f}"),
         ("ideal", "ideal_speedup", "{:.2f}x"), ("prefill", "prefill_speedup", "{:.2f}x"),
         ("vision ms", "vision_ms", "{:.1f}"), ("reduction ms", "reduction_ms", "{:.1f}"),
         ("prefill ms", "prefill_ms", "{:.1f}"), ("decode ms", "decode_ms", "{:.1f}"),
@@ -151,5 +152,5 @@ def print_complaints(console: Console, rows: Sequence[dict[str, Any]]) -> int:
     return len(failed)
 
 
-def _number(value: float | None, form: str) -> str:
+def _number(value: float | str | None, form: str) -> str:
     return "-" if value is None else form.format(value)

@@ -35,6 +35,7 @@ _AXES = (
     Axis("text_to_image_r1", "text to image, R@1 (%)", True),
     Axis("text_to_image_r5", "text to image, R@5 (%)", True),
     Axis("exact_match", "exact match (%)", True),
+    Axis("score", "score of the suite", True),
     Axis("knn_top1", "top-1 of the nearest neighbours (%)", True),
     Axis("feature_cosine", "cosine with the unpatched features", True),
     Axis("agreement", "agreement with the unpatched model (%)", True),

@@ -20,6 +20,7 @@ from tokred.sweep.measure import foresee_encoder, measure, measure_part
 from tokred.sweep.point import Point, Settings
 from tokred.sweep.retrieval import RetrievalSubject, foresee_retrieval, load_pictures, measure_retrieval
 from tokred.sweep.subject import Subject
+from tokred.sweep.suites import SuiteSubject, find_suite, is_suite
 from tokred.sweep.tokenizer import TokenizerSubject, check_length, foresee_tokenizer, measure_tokenizer
 from tokred.sweep.vqa import VQASubject, measure_vqa
 from tokred.tokenizer_assets import is_tokenizer
@@ -105,6 +106,14 @@ def _take_over_answers(subject: VQASubject, row: Row) -> None:
         subject.classes = tuple(row["answers"])
 
 
+def _find_questions(data: str, split: str) -> Any:
+    return find_suite(data) if is_suite(data) else load_vqa(data, split)
+
+
+def _load_questions(model: str, data: str, settings: Settings, workers: int) -> VQASubject:
+    return (SuiteSubject if is_suite(data) else VQASubject).load(model, data, settings, workers)
+
+
 def _create(method: str, knobs: Mapping[str, Any]) -> Any:
     return create_method(method, **knobs)
 
@@ -131,7 +140,7 @@ KINDS = (
         _take_over_classes, foresee_retrieval,
     ),
     Kind(
-        "multimodal models", is_multimodal, _nothing, load_vqa, _create, VQASubject.load, measure_vqa,
+        "multimodal models", is_multimodal, _nothing, _find_questions, _create, _load_questions, measure_vqa,
         _take_over_answers, _foresee_answers,
     ),
     Kind(

@@ -56,11 +56,13 @@ class SweepSpec(BaseModel):
         models: names of shipped models, timm names, or folders with a config.json and a model.safetensors; or
             multimodal models: shipped ones, folders, or ids of the hub; or tokenizers: shipped ones or folders.
         data: names of data sets, or folders with one folder of images a class; for multimodal models sets of
-            questions, or JSONL files; one, a list, or a mapping that gives every model its own.
+            questions, JSONL files, or tasks of lmms-eval (``lmms-eval:gqa``); one, a list, or a mapping that gives
+            every model its own.
         methods: what to try; the unpatched model is always measured too. For tokenizers there is one, ``length``, with
             the knobs tokens, quality, steps and guidance; unpatched, they write all tokens.
-        split: which part of the data.
-        images: how many images, or questions, drawn with the seed; all of them if left out.
+        split: which part of the data; tasks of lmms-eval have their own.
+        images: how many images, or questions, drawn with the seed, or of a task of lmms-eval the first ones; all of
+            them if left out.
         batch_size: images, or prompts, a batch.
         rounds: timed pairs of forward passes, unpatched and patched in turn.
         workers: processes that read images; 0 reads in the main process.
