@@ -73,10 +73,10 @@ def test_images_is_how_many_documents_are_asked_about(llava_folder: str, suite: 
 
 
 def test_prompts_without_an_image_count_as_prompts_without_tokens(llava_folder: str, lmms_eval: None, tmp_path: Path):
-    documents = [Case(None, "what?", "x"), *noise(3)]
+    documents = [Case(None, "what?", "x")] * 3 + noise(3)
     data = f"lmms-eval:{write_task(tmp_path / 'suite', documents)}"
-    rows = run_sweep(spec_of(llava_folder, data, batch_size=1), tmp_path / "runs")
-    assert [row["visual_tokens"] for row in rows] == [12, 6, 1.5], [row.get("error") for row in rows]
+    rows = run_sweep(spec_of(llava_folder, data, batch_size=2), tmp_path / "runs")
+    assert [row["visual_tokens"] for row in rows] == [8, 4, 1], [row.get("error") for row in rows]
     nothing = f"lmms-eval:{write_task(tmp_path / 'words', documents[:1], name='words')}"
     rows = run_sweep(spec_of(llava_folder, nothing), tmp_path / "runs")
     assert "words shows no images" in rows[0]["error"]

@@ -42,6 +42,7 @@ _AXES = (
     Axis("speedup", "speed-up over the unpatched model", True),
     Axis("ideal_speedup", "ratio of MACs to the unpatched model", True),
     Axis("images_per_second", "images per second", True),
+    Axis("texts_per_second", "texts per second", True),
     Axis("latency_p50_ms", "median time of a batch (ms)", False),
     Axis("latency_p95_ms", "95th percentile of the time of a batch (ms)", False),
     Axis("latency_p99_ms", "99th percentile of the time of a batch (ms)", False),

@@ -17,7 +17,7 @@ from tokred.errors import DataError, TokredError
 from tokred.methods import create_method
 from tokred.multimodal_assets import is_multimodal
 from tokred.sweep.measure import foresee_encoder, measure, measure_part
-from tokred.sweep.point import Point, Settings
+from tokred.sweep.point import Point, Settings, TowerName
 from tokred.sweep.retrieval import RetrievalSubject, foresee_retrieval, load_pictures, measure_retrieval
 from tokred.sweep.subject import Subject
 from tokred.sweep.suites import SuiteSubject, find_suite, is_suite
@@ -47,6 +47,7 @@ class Kind:
         part: what a point gives on shard i of n of the data; ``measure`` takes those of all shards as a fourth
             argument. ``None`` where the data cannot be split.
         metrics: whether more can be measured than what always is.
+        towers: the encoders that a method may be put into, by name.
     """
 
     title: str
@@ -60,6 +61,7 @@ class Kind:
     foresee: Callable[[str], Callable[[Point], Outlook]]
     part: Callable[[Point, Any, int, int, Report], Any] | None = None
     metrics: bool = False
+    towers: tuple[TowerName, ...] = ("vision",)
 
 
 def kind_of(models: Sequence[str]) -> Kind:
@@ -137,7 +139,7 @@ KINDS = (
     ),
     Kind(
         "CLIP models", is_clip, require_clip, load_pictures, _create, RetrievalSubject.load, measure_retrieval,
-        _take_over_classes, foresee_retrieval,
+        _take_over_classes, foresee_retrieval, towers=("vision", "text"),
     ),
     Kind(
         "multimodal models", is_multimodal, _nothing, _find_questions, _create, _load_questions, measure_vqa,

@@ -25,6 +25,7 @@ COLUMNS = {
     "data": "string",
     "method": "string",
     "label": "string",
+    "tower": "string",  # of a CLIP, that was reduced, and that cost and speed are of
     "images": "int64",
     "skipped": "int64",
     "skipped_files": "list<string>",
@@ -53,6 +54,8 @@ COLUMNS = {
     "ideal_speedup": "float64",
     "images_per_second": "float64",
     "images_per_second_unpatched": "float64",
+    "texts_per_second": "float64",  # the same for a text tower
+    "texts_per_second_unpatched": "float64",
     "latency_p50_ms": "float64",  # of one batch
     "latency_p95_ms": "float64",
     "latency_p99_ms": "float64",
