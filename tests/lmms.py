@@ -139,5 +139,4 @@ def _evaluate(model: Any, tasks: list[str], task_manager: Any, limit: int | None
         "configs": {task: {"metric_list": [{"metric": "exact_match"}]}},
         "higher_is_better": {task: {"exact_match": True}},
         "samples": {task: [{"doc_id": i, "filtered_resps": [answer]} for i, answer in enumerate(said)]},
-        "lmms_eval_version": "a stand-in",
     }

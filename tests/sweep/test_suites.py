@@ -161,7 +161,7 @@ def test_tasks_that_are_not_there_are_answered_with_near_names(monkeypatch: pyte
         ("gqqa", "Did you mean gqa, gqa_lite"),
         ("%", "tasks list prints all"),
         ("text", "'text' is a group of tasks.* such as lmms-eval:text_val"),
-        ("easy", "'easy' is a group of tasks.* such as lmms-eval:pope"),
+        ("easy", "'easy' is a group of tasks.* such as lmms-eval:pope, lmms-eval:mme"),
     ):
         with pytest.raises(DataError, match=hint):
             find_suite(f"lmms-eval:{name}")

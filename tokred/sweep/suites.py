@@ -10,6 +10,7 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache, cached_property, partial
+from importlib.metadata import PackageNotFoundError, version
 from numbers import Real
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,6 +26,7 @@ from tokred.sweep.vqa import Answers, VQASubject
 SUITE = "lmms-eval:"
 """What the names of such data begin with."""
 _PLUGIN = "tokred"  # the name by which tasks may know what asks them
+_SHOWN_NAMES = 4
 _BOOTSTRAPS = 1000  # for the few metrics whose standard error has no formula
 _need = partial(need, extra="eval", purpose=f"Data called {SUITE}... need")
 
@@ -169,9 +171,16 @@ def score_columns(found: Mapping[str, Any], task: str) -> dict[str, Any]:
         "score": numbers[main],
         "score_stderr": float(error) if isinstance(error, Real) else None,
         "scores": json.dumps(numbers),
-        "lmms_eval": found.get("lmms_eval_version"),
+        "lmms_eval": _version(),
         **({"note": f"{task}: of its {metric} less is better"} if less else {}),
     }
+
+
+def _version() -> str | None:
+    try:
+        return version("lmms-eval")
+    except PackageNotFoundError:  # a checkout that nobody installed
+        return None
 
 
 @cache
@@ -192,11 +201,11 @@ def _named(name: str, manager: Any) -> Suite:
         return Suite(name, manager)
     single = [task for task, entry in index.items() if entry["type"] in ("task", "python_task")]
     if kind is None:
-        near = get_close_matches(name, single, n=4, cutoff=0.4)
+        near = get_close_matches(name, single, n=_SHOWN_NAMES, cutoff=0.4)
         hint = f"Did you mean {', '.join(near)}?" if near else "lmms_eval --tasks list prints all of them."
         raise DataError(f"lmms-eval has no task {name!r}. {hint}")
     members = index[name]["task"] if kind == "tag" else [task for task in single if task.startswith(name)]
-    names = f", such as {SUITE}{members[0]}" if members else ""
+    names = f", such as {', '.join(SUITE + task for task in members[:_SHOWN_NAMES])}" if members else ""
     raise DataError(f"{name!r} is a group of tasks, and a point is about a single one{names}.")
 
 
