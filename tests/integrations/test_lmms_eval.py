@@ -2,43 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torchvision.transforms.functional import to_pil_image
 
+from tests.lmms import INSTALLED, noise, write_task
 from tests.multimodal import recipe
 from tokred.data.easy_vqa import easy_vqa_sample
 from tokred.errors import ConfigError
 from tokred.train.vqa_model import build_multimodal, build_processor
-
-INSTALLED = importlib.util.find_spec("lmms_eval") is not None
-TASK = """
-task: tiny_local
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {data}}}}}
-test_split: test
-output_type: generate_until
-doc_to_visual: !function pictures.visual
-doc_to_text: !function pictures.text
-doc_to_target: answer
-generation_kwargs: {{max_new_tokens: 4, do_sample: false}}
-metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}]
-"""
-FUNCTIONS = """
-from PIL import Image
-def visual(doc): return [Image.open(doc["image"])]
-def text(doc, kwargs=None): return doc["question"]
-"""
 
 
 @pytest.fixture(scope="module")
@@ -53,39 +30,14 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def plugin(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The plug-in; where lmms-eval is not installed, on top of the two classes of it that it uses."""
-    if not INSTALLED:
-        model, registry = ModuleType("lmms_eval.api.model"), ModuleType("lmms_eval.models.registry_v2")
-
-        class Base:
-            def __init__(self) -> None:
-                self.task_dict: dict[str, Any] = {}
-
-        @dataclass(frozen=True)
-        class ModelManifest:
-            model_id: str
-            simple_class_path: str
-
-        model.lmms, registry.ModelManifest = Base, ModelManifest  # type: ignore[attr-defined]
-        names = {"lmms_eval": ModuleType("lmms_eval"), "lmms_eval.api": ModuleType("lmms_eval.api")}
-        names |= {"lmms_eval.models": ModuleType("lmms_eval.models")}
-        names |= {"lmms_eval.api.model": model, "lmms_eval.models.registry_v2": registry}
-        for name, module in names.items():
-            monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.delitem(sys.modules, "tokred.integrations.lmms_eval", raising=False)
+def plugin(lmms_eval: None) -> Any:
     import tokred.integrations.lmms_eval as module
 
-    yield module
-    sys.modules.pop("tokred.integrations.lmms_eval", None)
+    return module
 
 
 def requests(count: int) -> tuple[list[Any], dict[str, Any]]:
-    noise = np.random.default_rng(0)
-    docs = [
-        {"image": Image.fromarray(noise.integers(0, 256, (16, 16, 3), dtype=np.uint8)), "text": "what?" * (1 + i % 2)}
-        for i in range(count)
-    ]
+    docs = [{"image": document.image, "text": document.question} for document in noise(count)]
     settings = {"max_new_tokens": 3, "do_sample": False}
     asked = [
         SimpleNamespace(args=(doc["text"], dict(settings), lambda doc: [doc["image"]], index, "task", "test"))
@@ -153,14 +105,7 @@ def test_a_local_task_of_lmms_eval_runs_from_end_to_end(plugin: Any, model_folde
     from lmms_eval.models.registry_v2 import ModelRegistryV2
     from lmms_eval.tasks import TaskManager
 
-    rows = []
-    for index in range(3):
-        noise = np.random.default_rng(index).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-        Image.fromarray(noise).save(tmp_path / f"{index}.png")
-        rows.append({"image": str(tmp_path / f"{index}.png"), "question": "what?", "answer": "x"})
-    (tmp_path / "data.json").write_text(json.dumps(rows))
-    (tmp_path / "pictures.py").write_text(FUNCTIONS)
-    (tmp_path / "tiny.yaml").write_text(TASK.format(data=tmp_path / "data.json"))
+    write_task(tmp_path, noise(3))
     registry = next(value for value in vars(lmms_eval.models).values() if isinstance(value, ModelRegistryV2))
     registry.register_manifest(plugin.manifest(), overwrite=True)
     results = evaluator.simple_evaluate(

@@ -10,7 +10,7 @@ import pytest
 
 from tests.sweep.tiny_clip import write_captions, write_classes
 from tokred.cli.tables import planned_table, result_tables
-from tokred.errors import DataError
+from tokred.errors import ConfigError, DataError
 from tokred.sweep import Document, parse_spec, plot_results, preview, read_results, run_sweep
 from tokred.sweep.retrieval import _names
 
@@ -47,6 +47,74 @@ def test_every_point_has_its_recalls_classes_and_costs(folder: str, tmp_path: Pa
     png, _ = plot_results(tmp_path / "runs", x="gmacs", y="text_to_image_r5")
     assert png.is_file()
     assert "text_to_image_r1" in read_results(tmp_path / "runs").columns
+
+
+TEXT = {"method": "pitome", "modes": "text", "keep": 0.7, "tower": "text"}
+
+
+def test_the_text_tower_can_be_the_one_that_is_reduced(folder: str, tmp_path: Path):
+    methods = [METHODS[1], {**TEXT, "keep": {"grid": [1.0, 0.7]}}]
+    rows = run_sweep(spec_of(folder, methods=methods), tmp_path / "runs")
+    assert [row["status"] for row in rows] == ["finished"] * 5, [row.get("error") for row in rows]
+    image, _, plain, zero, pitome = rows
+    assert [row["tower"] for row in rows] == ["vision"] * 2 + ["text"] * 3
+    assert [row["adapter"] for row in rows] == ["open_clip"] * 2 + ["open_clip text"] * 3
+    assert plain["label"] == "tower=text"
+    assert pitome["label"] == "modes=text, keep=0.7, tower=text"
+    assert image["image_to_text_r5"] == plain["image_to_text_r5"]
+    assert plain["agreement"] == zero["agreement"] == 100
+    assert pitome["gmacs"] < plain["gmacs"] == zero["gmacs"] == pitome["gmacs_unpatched"] < image["gmacs"]
+    for row in rows[2:]:
+        assert row["texts_per_second"] > 0
+        assert "images_per_second" not in row
+    titles = [str(table.title).partition(":")[0] for table in result_tables(rows)]
+    assert titles == [f"{folder} on scenes", f"{folder} (text tower) on scenes"]
+    figure, _ = plot_results(tmp_path / "runs", x="gmacs", y="agreement")
+    assert figure.is_file()
+
+
+def test_class_prompts_alone_are_texts_too(folder: str, tmp_path: Path):
+    data = write_classes(tmp_path / "data")
+    rows = run_sweep(spec_of(folder, methods=[TEXT, METHODS[1]], data=data, images=None), tmp_path / "runs")
+    assert [(row["status"], row["tower"]) for row in rows] == [("finished", "text")] * 2 + [("finished", "vision")] * 2
+    assert rows[1]["gmacs"] < rows[0]["gmacs"]
+    again = run_sweep(spec_of(folder, methods=[TEXT], data=data, images=None), tmp_path / "runs", resume=True)
+    assert [row["date"] for row in again] == [row["date"] for row in rows[:2]]
+
+
+def test_the_shipped_clip_reads_captions_and_classes_with_fewer_tokens(tmp_path: Path):
+    adaptive = {"method": "ats", "keep": 0.5, "layers": [1], "tower": "text"}
+    spec = spec_of("clip-shapes", methods=[{**TEXT, "keep": 0.6}, adaptive])
+    outlooks = [outlook for _, outlook in preview(spec)]
+    rows = run_sweep(spec, tmp_path / "runs")
+    plain, pitome, ats = rows
+    assert [row["gmacs"] for row in rows[:2]] == pytest.approx([outlook.gmacs for outlook in outlooks[:2]]), rows
+    assert plain["tokens_per_layer"] == [32, 32]
+    assert pitome["tokens_per_layer"] == list(outlooks[1].tokens_per_layer)
+    assert ats["tokens_per_layer"][1] <= 16
+    assert pitome["agreement"] < plain["agreement"] == 100
+    assert plain["texts"] == pitome["texts"] > 20
+
+
+def test_points_of_the_image_tower_keep_the_keys_that_they_had(folder: str):
+    plain, named = (spec_of(folder, methods=[{**METHODS[1], **more}]).points() for more in ({}, {"tower": "vision"}))
+    assert [point.key for point in plain] == [point.key for point in named]
+    assert "tower" not in plain[0].config
+    text = spec_of(folder, methods=[{**METHODS[1], "tower": "text"}]).points()
+    assert not {point.key for point in plain} & {point.key for point in text}
+
+
+@pytest.mark.parametrize(("models", "kind"), [("vit-fmnist", "image encoders"), ("llava-shapes", "multimodal models")])
+def test_a_tower_of_models_that_have_one_is_refused(models: str, kind: str):
+    with pytest.raises(ConfigError, match=rf"methods\[0\].tower: {kind} have no tower 'text'; CLIP models have"):
+        parse_spec(Document({"models": models, "data": "scenes", "methods": [{**METHODS[1], "tower": "text"}]}))
+
+
+def test_a_tower_that_nobody_has_is_answered_with_those_there_are(folder: str):
+    with pytest.raises(ConfigError, match=r"tower: no 'txt'; did you mean 'text'"):
+        spec_of(folder, methods=[{**METHODS[1], "tower": "txt"}])
+    with pytest.raises(DataError, match="clip-shape"):
+        parse_spec(Document({"models": "clip-shape", "data": "scenes", "methods": [TEXT]}))
 
 
 def test_a_resumed_sweep_compares_with_the_choices_of_the_first_run(folder: str, tmp_path: Path):

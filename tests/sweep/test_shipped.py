@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from tests.lmms import noise, write_task
 from tests.sweep.tiny import SHARED, write_pictures
 from tests.sweep.tiny_clip import write_captions, write_classes
 from tokred.cost import Cost
@@ -68,12 +69,12 @@ def test_the_estimate_grows_with_the_work_and_needs_data(tiny_model: str, pictur
 
 @pytest.mark.parametrize("name", ["openclip_imagenet", "openclip_retrieval", "llava"])
 def test_the_sweeps_for_models_of_the_hub_run_on_a_stand_in(
-    name: str, tiny_clip_folder: str, llava_folder: str, question_file: str, tmp_path: Path
+    name: str, tiny_clip_folder: str, llava_folder: str, lmms_eval: None, tmp_path: Path
 ):
     stand_ins = {
         "openclip_imagenet": (tiny_clip_folder, write_classes(tmp_path / "data")),
         "openclip_retrieval": (tiny_clip_folder, write_captions(tmp_path)),
-        "llava": (llava_folder, question_file),
+        "llava": (llava_folder, f"lmms-eval:{write_task(tmp_path / 'suite', noise(5))}"),
     }
     model, data = stand_ins[name]
     changed = {"models": model, "data": data, "workers": 0, "images": 4}

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from tokred.cost import Cost
 from tokred.sweep import UNPATCHED, Difference, Point
+from tokred.sweep.panels import subject_of
 
 _SHOWN_FILES = 5
 
@@ -33,9 +34,10 @@ class _Layout:
 
 
 _LAYOUTS = (
-    _Layout("exact_match", "questions", (
+    _Layout("visual_tokens", "questions", (
         ("visual tokens", "visual_tokens", "{:.1f}"), ("newlines", "newline_tokens", "{:.1f}"),
-        ("exact %", "exact_match", "{:.2f}"), ("agree %", "agreement", "{:.2f}"), ("GMACs", "gmacs", "{:.3f}"),
+        ("exact %", "exact_match", "{:.2f}"), ("metric", "metric", "{}"), ("score", "score", "{:.4g}"),
+        ("agree %", "agreement", "{:.2f}"), ("GMACs", "gmacs", "{:.3f}"),
         ("ideal", "ideal_speedup", "{:.2f}x"), ("prefill", "prefill_speedup", "{:.2f}x"),
         ("vision ms", "vision_ms", "{:.1f}"), ("reduction ms", "reduction_ms", "{:.1f}"),
         ("prefill ms", "prefill_ms", "{:.1f}"), ("decode ms", "decode_ms", "{:.1f}"),
@@ -54,7 +56,8 @@ _LAYOUTS = (
         ("i2t R@5", "image_to_text_r5", "{:.1f}"), ("t2i R@1", "text_to_image_r1", "{:.1f}"),
         ("t2i R@5", "text_to_image_r5", "{:.1f}"), ("zero-shot %", "top1", "{:.1f}"),
         ("agree %", "agreement", "{:.1f}"), ("speed-up", "speedup", "{:.2f}x"),
-        ("images/s", "images_per_second", "{:.0f}"), ("p50 ms", "latency_p50_ms", "{:.0f}"),
+        ("images/s", "images_per_second", "{:.0f}"), ("texts/s", "texts_per_second", "{:.0f}"),
+        ("p50 ms", "latency_p50_ms", "{:.0f}"),
     )),
     _Layout("speedup", "images", (
         ("GMACs", "gmacs", "{:.3f}"), ("tokens", "mean_tokens", "{:.1f}"), ("top-1 %", "top1", "{:.2f}"),
@@ -69,14 +72,14 @@ _LAYOUTS = (
 
 
 def result_tables(rows: Sequence[dict[str, Any]]) -> Iterator[Table]:
-    """One table for every model and data set, from the dearest point to the cheapest."""
+    """One table for every model, tower and data set, from the dearest point to the cheapest."""
     finished = [row for row in rows if row["status"] == "finished"]
-    for (model, data), group in groupby(finished, key=lambda row: (row["model"], row["data"])):
+    for name, group in groupby(finished, key=subject_of):
         members = sorted(group, key=lambda row: (-(row.get("gmacs") or row.get("bits") or 0.0), _is_patched(row)))
         first = members[0]
         layout = next(layout for layout in _LAYOUTS if first.get(layout.decides) is not None)
         table = Table(
-            title=f"{model} on {data}: {first['images']} {layout.things}, batch {first['batch_size']}, "
+            title=f"{name}: {first['images']} {layout.things}, batch {first['batch_size']}, "
             f"{first['dtype']}, {first['device_name']}, {first['threads']} threads",
             title_justify="left",
         )
@@ -151,5 +154,5 @@ def print_complaints(console: Console, rows: Sequence[dict[str, Any]]) -> int:
     return len(failed)
 
 
-def _number(value: float | None, form: str) -> str:
+def _number(value: float | str | None, form: str) -> str:
     return "-" if value is None else form.format(value)

@@ -8,7 +8,7 @@ else is not named below is a knob of the method. Without ``method`` the model ru
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -30,37 +30,31 @@ def manifest() -> ModelManifest:
     return ModelManifest(model_id="tokred", simple_class_path=f"{__name__}.Tokred")
 
 
-class Tokred(lmms):
-    """A multimodal model of transformers with a method of tokred in it.
+class Answerer(lmms):
+    """A multimodal model of transformers, patched or not, that is loaded.
 
     Args:
-        pretrained: a shipped model, a folder, or an id of the hub.
-        method: what to patch it with.
+        model: what answers.
+        processor: its processor, with a chat template.
         batch_size: prompts that are answered together.
-        device: where to run.
-        dtype: of the weights.
-        knobs: of the method, such as ``keep=0.25``.
+        look: called with the inputs of every batch once it is answered.
+        report: called with the share of the requests that is answered.
     """
 
     is_simple = True
 
     def __init__(
         self,
-        pretrained: str,
-        method: str | None = None,
-        batch_size: int | str = 1,
-        device: str | None = None,
-        dtype: str = "float32",
-        **knobs: Any,
+        model: Any,
+        processor: Any,
+        batch_size: int = 1,
+        look: Callable[[Mapping[str, Any]], None] = lambda inputs: None,
+        report: Callable[[float], None] = lambda share: None,
     ) -> None:
         super().__init__()
-        if knobs and method is None:
-            raise ConfigError(f"{', '.join(knobs)} belong to a method; name it with method=.")
-        model, self.processor = load_multimodal(pretrained)
-        self.batch_size_per_gpu = int(batch_size)
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.model = model.to(self.device, getattr(torch, dtype))
-        self.handle = patch(self.model, create_method(method, **knobs)) if method is not None else None
+        self.model, self.processor = model, processor
+        self.batch_size_per_gpu, self.device = batch_size, model.device
+        self._look, self._report = look, report
 
     @property
     def tokenizer(self) -> Any:
@@ -76,6 +70,7 @@ class Tokred(lmms):
                 batch = group[start : start + self.batch_size_per_gpu]
                 for (index, _), answer in zip(batch, self._answer([a for _, a in batch], settings), strict=True):
                     answers[index] = answer
+                self._report(len(answers) / len(requests))
         return [answers[index] for index in range(len(requests))]
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
@@ -85,7 +80,11 @@ class Tokred(lmms):
             The mean negative logarithm of the probability of its tokens, of which lmms-eval takes the smallest (as its
             own models give it), and whether each of them is the likeliest.
         """
-        return [self._likelihood(*request.args) for request in requests]
+        found = []
+        for request in requests:
+            found.append(self._likelihood(*request.args))
+            self._report(len(found) / len(requests))
+        return found
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
         """Refused: tasks of several rounds are not supported yet."""
@@ -100,6 +99,7 @@ class Tokred(lmms):
         inputs = self._inputs([images for images, _ in shown], [prompt for _, prompt in shown])
         asked = {name: settings[name] for name in _TAKEN_OVER if settings.get(name) is not None}
         said = self.model.generate(**inputs, **{"max_new_tokens": 256, "do_sample": False, **asked})
+        self._look(inputs)
         said = said[:, inputs["input_ids"].shape[1] :]
         ends = settings.get("until") or []
         return [_until(answer, ends) for answer in self.processor.batch_decode(said, skip_special_tokens=True)]
@@ -114,6 +114,7 @@ class Tokred(lmms):
         inputs = self._inputs([images], [prompt + space + continuation])
         words = inputs["input_ids"][0, asked:]
         logits = self.model(**inputs).logits[0, asked - 1 : -1].float()
+        self._look(inputs)
         return float(cross_entropy(logits, words)), bool((logits.argmax(dim=-1) == words).all())
 
     def _prompt(self, context: str, to_visual: Any, doc_id: int, task: str, split: str) -> tuple[list[Any], str]:
@@ -127,6 +128,35 @@ class Tokred(lmms):
         shown = images if any(images) else None
         inputs = self.processor(images=shown, text=prompts, padding=True, padding_side="left", return_tensors="pt")
         return inputs.to(self.device, self.model.dtype)
+
+
+class Tokred(Answerer):
+    """The same by names, as ``--model_args`` gives them.
+
+    Args:
+        pretrained: a shipped model, a folder, or an id of the hub.
+        method: what to patch it with.
+        batch_size: prompts that are answered together.
+        device: where to run.
+        dtype: of the weights.
+        knobs: of the method, such as ``keep=0.25``.
+    """
+
+    def __init__(
+        self,
+        pretrained: str,
+        method: str | None = None,
+        batch_size: int | str = 1,
+        device: str | None = None,
+        dtype: str = "float32",
+        **knobs: Any,
+    ) -> None:
+        if knobs and method is None:
+            raise ConfigError(f"{', '.join(knobs)} belong to a method; name it with method=.")
+        model, processor = load_multimodal(pretrained)
+        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        super().__init__(model.to(place, getattr(torch, dtype)), processor, int(batch_size))
+        self.handle = patch(self.model, create_method(method, **knobs)) if method is not None else None
 
 
 def _same_settings(asked: Sequence[tuple[int, tuple[Any, ...]]]) -> list[tuple[dict[str, Any], list[Any]]]:

@@ -14,6 +14,7 @@ from tokred.sweep.predictions import unpack_bits
 from tokred.sweep.store import read_results
 
 QUALITY = ("top1", "exact_match", "agreement")  # percent of things that are counted
+SCORES = ("score",)  # means with standard errors beside them
 SPEED = ("speedup", "prefill_speedup")  # medians with quartiles beside them
 _PAIRED = ("top1", "exact_match")  # that a bit for every thing is kept of
 
@@ -28,7 +29,8 @@ class Difference:
         a: its value in the first run.
         b: in the second.
         test: how the difference was judged: ``McNemar`` (exact, on the same images), ``proportions`` (two
-            independent ones, normal approximation) or ``quartiles`` (the middle halves of the timed pairs are apart).
+            independent ones, normal approximation), ``standard errors`` (of two means, as if they were independent) or
+            ``quartiles`` (the middle halves of the timed pairs are apart).
         p: probability of such a difference by chance, corrected by Holm for all that were tested; ``None`` for
             quartiles.
         is_real: outside the noise.
@@ -86,6 +88,16 @@ def two_proportions(a: float, count_a: int, b: float, count_b: int) -> float:
     return 1.0 if error == 0 else math.erfc(abs(a - b) / error / math.sqrt(2))
 
 
+def two_means(a: float, error_a: float, b: float, error_b: float) -> float:
+    """Probability of at least such a difference between two means with these standard errors, if they are the same.
+
+    >>> round(two_means(0.60, 0.02, 0.65, 0.02), 4)
+    0.0771
+    """
+    error = math.hypot(error_a, error_b)
+    return float(a == b) if error == 0 else math.erfc(abs(a - b) / error / math.sqrt(2))
+
+
 def _finished(folder: str | Path) -> dict[tuple[str, str, str, str], dict[str, Any]]:
     rows = read_results(folder, predictions=True).to_dicts()
     places = ("model", "data", "method", "label")
@@ -102,6 +114,11 @@ def _differences(point: tuple[str, str, str, str], a: dict[str, Any], b: dict[st
         else:
             p, test = two_proportions(a[column] / 100, a["images"], b[column] / 100, b["images"]), "proportions"
         yield Difference(point, column, a[column], b[column], test, p, False)
+    for column in SCORES:
+        error = f"{column}_stderr"
+        if a["metric"] == b["metric"] and all(row[name] is not None for row in (a, b) for name in (column, error)):
+            p = two_means(a[column], a[error], b[column], b[error])
+            yield Difference(point, column, a[column], b[column], "standard errors", p, False)
     for column in SPEED:
         low, high = f"{column}_low", f"{column}_high"
         if all(row[name] is not None for row in (a, b) for name in (column, low, high)):

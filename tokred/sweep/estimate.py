@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 
 import torch
 
@@ -29,12 +29,11 @@ def estimate_seconds(spec: SweepSpec, planned: Sequence[tuple[Point, Outlook]]) 
             rate = _macs_per_second(spec.device, spec.dtype)
     except ConfigError:  # planned for another machine
         return [None] * len(planned)
-    images = {data: _count(spec, data) for _, data in spec.pairs()}
+    count_of = cache(partial(_count, spec))
     whole = {point.model: cost.macs for point, cost in planned if point.method is None and isinstance(cost, Cost)}
     seconds: list[float | None] = []
     for point, cost in planned:
-        count = images[point.data]
-        if count is None or not isinstance(cost, Cost):
+        if not isinstance(cost, Cost) or (count := count_of(point.data)) is None:
             seconds.append(None)
             continue
         batch = min(spec.batch_size, count)

@@ -17,9 +17,10 @@ from tokred.errors import DataError, TokredError
 from tokred.methods import create_method
 from tokred.multimodal_assets import is_multimodal
 from tokred.sweep.measure import foresee_encoder, measure, measure_part
-from tokred.sweep.point import Point, Settings
+from tokred.sweep.point import Point, Settings, TowerName
 from tokred.sweep.retrieval import RetrievalSubject, foresee_retrieval, load_pictures, measure_retrieval
 from tokred.sweep.subject import Subject
+from tokred.sweep.suites import SuiteSubject, find_suite, is_suite
 from tokred.sweep.tokenizer import TokenizerSubject, check_length, foresee_tokenizer, measure_tokenizer
 from tokred.sweep.vqa import VQASubject, measure_vqa
 from tokred.tokenizer_assets import is_tokenizer
@@ -46,6 +47,7 @@ class Kind:
         part: what a point gives on shard i of n of the data; ``measure`` takes those of all shards as a fourth
             argument. ``None`` where the data cannot be split.
         metrics: whether more can be measured than what always is.
+        towers: the encoders that a method may be put into, by name.
     """
 
     title: str
@@ -59,6 +61,7 @@ class Kind:
     foresee: Callable[[str], Callable[[Point], Outlook]]
     part: Callable[[Point, Any, int, int, Report], Any] | None = None
     metrics: bool = False
+    towers: tuple[TowerName, ...] = ("vision",)
 
 
 def kind_of(models: Sequence[str]) -> Kind:
@@ -105,6 +108,14 @@ def _take_over_answers(subject: VQASubject, row: Row) -> None:
         subject.classes = tuple(row["answers"])
 
 
+def _find_questions(data: str, split: str) -> Any:
+    return find_suite(data) if is_suite(data) else load_vqa(data, split)
+
+
+def _load_questions(model: str, data: str, settings: Settings, workers: int) -> VQASubject:
+    return (SuiteSubject if is_suite(data) else VQASubject).load(model, data, settings, workers)
+
+
 def _create(method: str, knobs: Mapping[str, Any]) -> Any:
     return create_method(method, **knobs)
 
@@ -128,10 +139,10 @@ KINDS = (
     ),
     Kind(
         "CLIP models", is_clip, require_clip, load_pictures, _create, RetrievalSubject.load, measure_retrieval,
-        _take_over_classes, foresee_retrieval,
+        _take_over_classes, foresee_retrieval, towers=("vision", "text"),
     ),
     Kind(
-        "multimodal models", is_multimodal, _nothing, load_vqa, _create, VQASubject.load, measure_vqa,
+        "multimodal models", is_multimodal, _nothing, _find_questions, _create, _load_questions, measure_vqa,
         _take_over_answers, _foresee_answers,
     ),
     Kind(

@@ -22,7 +22,7 @@ from tokred.patching import patch, unwrap
 from tokred.schedule import Schedule
 from tokred.shape import ModelShape
 from tokred.sweep.metrics import METRICS, Look, throughput
-from tokred.sweep.point import Point
+from tokred.sweep.point import Point, TowerName
 from tokred.sweep.predictions import Predictions, pack_bits
 from tokred.sweep.subject import Subject
 from tokred.sweep.worst import worst_columns
@@ -74,7 +74,7 @@ def measure(
     if point.settings.worst and method is not None and not subject.note:
         worst = worst_columns(point.settings.worst, subject, patched, method, reached)
     before = cost(subject.tower.shape)
-    after = before if method is None else cost_of(method, subject.tower.shape, patched, images)
+    after = before if method is None else cost_of(method, subject.tower.shape, patched, lambda: patched(images))
     return {
         **asked,
         "note": "; ".join(note for note in (subject.note, asked.get("note")) if note) or None,
@@ -188,25 +188,27 @@ def label_columns(reached: Predictions, unpatched: Tensor, name: Callable[[Tenso
     }
 
 
-def speed_columns(pairs: Comparison, batch: int, *, is_reference: bool) -> dict[str, float]:
+def speed_columns(pairs: Comparison, batch: int, *, is_reference: bool, things: str = "images") -> dict[str, float]:
     """The unpatched model against itself is 1 by definition; its quartiles show the noise."""
     low, high = pairs.quartiles
     return {
         "speedup": 1.0 if is_reference else pairs.ratio,
         "speedup_low": low,
         "speedup_high": high,
-        "images_per_second": batch / pairs.other.median,
-        "images_per_second_unpatched": batch / pairs.base.median,
+        f"{things}_per_second": batch / pairs.other.median,
+        f"{things}_per_second_unpatched": batch / pairs.base.median,
         **{f"latency_p{p}_ms": 1e3 * pairs.other.quantile(p / 100) for p in PERCENTILES},
         **{f"latency_p{p}_ms_unpatched": 1e3 * pairs.base.quantile(p / 100) for p in PERCENTILES},
     }
 
 
-def cost_of(method: Method, shape: ModelShape, model: nn.Module, images: Tensor) -> Cost:
+def cost_of(
+    method: Method, shape: ModelShape, model: nn.Module, run: Callable[[], object], tower: TowerName = "vision"
+) -> Cost:
     """Cost of the schedule; for a method that decides for every image, of the tokens that the timed batch had."""
     if not method.adaptive:
         return method.cost(shape)
-    with patch(model, method, trace=True, verify=False) as handle, torch.inference_mode():
-        model(images)
+    with patch(model, method, tower=tower, trace=True, verify=False) as handle, torch.inference_mode():
+        run()
         tokens = tuple(handle.trace.tokens_per_layer)
     return method.cost(shape, Schedule(dict.fromkeys(method.tracks, tokens)))

@@ -39,7 +39,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Panel:
-    """One model on one data set.
+    """One model, or the text tower of one, on one data set.
 
     Attributes:
         title: for people.
@@ -59,7 +59,7 @@ class Panel:
 
 
 def make_panels(rows: Sequence[dict[str, Any]], x: Axis, y: Axis) -> list[Panel]:
-    """One panel for every model and data set that has points with both values.
+    """One panel for every model, tower and data set that has points with both values.
 
     Raises:
         DataError: no point has them.
@@ -69,11 +69,11 @@ def make_panels(rows: Sequence[dict[str, Any]], x: Axis, y: Axis) -> list[Panel]
         notes = sorted({row["note"] or row["error"] for row in rows} - {None})
         raise DataError(f"No result has both {x.column} and {y.column}. {' '.join(notes[:2])}".rstrip())
     panels = []
-    for (model, data), group in groupby(sorted(usable, key=_place), key=_place):
+    for title, group in groupby(sorted(usable, key=subject_of), key=subject_of):
         members = sorted(group, key=lambda row: (row["method"] != UNPATCHED, row["method"], row[x.column]))
         curves = {method: list(curve) for method, curve in groupby(members, key=lambda row: row["method"])}
         unpatched = curves.get(UNPATCHED, [None])[0]
-        panels.append(Panel(f"{model} on {data}", curves, unpatched, pareto_front(members, x, y)))
+        panels.append(Panel(title, curves, unpatched, pareto_front(members, x, y)))
     return panels
 
 
@@ -86,5 +86,11 @@ def choose_looks(rows: Sequence[dict[str, Any]]) -> dict[str, Look]:
     return looks
 
 
-def _place(row: dict[str, Any]) -> tuple[str, str]:
-    return row["model"], row["data"]
+def subject_of(row: dict[str, Any]) -> str:
+    """What rows must share to be compared: the model, its tower, and the data.
+
+    >>> subject_of({"model": "clip-shapes", "data": "scenes", "tower": "text"})
+    'clip-shapes (text tower) on scenes'
+    """
+    tower = " (text tower)" if row.get("tower") == "text" else ""
+    return f"{row['model']}{tower} on {row['data']}"

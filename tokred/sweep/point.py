@@ -7,12 +7,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from tokred.methods import Method, create_method
 
+TowerName = Literal["vision", "text"]
 UNPATCHED = "unpatched"
 TRAIN_IMAGES = 10_000
 
@@ -49,7 +50,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Point:
-    """One model, one data set, one method with its knobs; ``method=None`` is the unpatched model."""
+    """One model, one data set, one method with its knobs, in one tower; ``method=None`` is the unpatched model."""
 
     model: str
     data: str
@@ -57,6 +58,7 @@ class Point:
     knobs: Mapping[str, Any]
     settings: Settings = field(repr=False)
     paper_top1: float | None = field(default=None, compare=False)  # what a paper says, which decides about nothing
+    tower: TowerName = "vision"
 
     @property
     def config(self) -> dict[str, Any]:
@@ -66,6 +68,7 @@ class Point:
             "data": self.data,
             "method": self.method or UNPATCHED,
             "knobs": dict(self.knobs),
+            **self._elsewhere,
             **self.settings.config,
         }
 
@@ -81,11 +84,15 @@ class Point:
 
     @property
     def label(self) -> str:
-        """The knobs in short: ``r=13``."""
-        return ", ".join(f"{name}={_short(value)}" for name, value in self.knobs.items())
+        """The knobs in short: ``r=13``; and the tower, if it is the other one."""
+        return ", ".join(f"{name}={_short(value)}" for name, value in {**self.knobs, **self._elsewhere}.items())
+
+    @property
+    def _elsewhere(self) -> dict[str, str]:
+        return {} if self.tower == "vision" else {"tower": self.tower}
 
     def __str__(self) -> str:
-        knobs = f"({self.label})" if self.knobs else ""
+        knobs = f"({self.label})" if self.label else ""
         return f"{self.model} {self.method or UNPATCHED}{knobs}"
 
     def build(self) -> Method | None:

@@ -6,7 +6,7 @@ import copy
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-from tokred.adapters import Tower, find_tower
+from tokred.adapters import find_tower
 from tokred.bench.explain import ideal_speedup
 from tokred.bench.memory import memory_measure, peak_memory
 from tokred.bench.timing import compare
@@ -34,11 +34,34 @@ from tokred.evaluate.retrieval import Captions, Recall, embed_batches, embed_tex
 from tokred.evaluate.zero_shot import class_cosines, class_features
 from tokred.patching import patch
 from tokred.sweep.measure import cost_of, label_columns, outlook_of, speed_columns
-from tokred.sweep.point import Point, Settings
+from tokred.sweep.point import Point, Settings, TowerName
 from tokred.sweep.predictions import Predictions
 
 _SYNSET, _IMAGENET = re.compile(r"n\d{8}"), 1000  # what its folders are called, and how many there are
 _SHARE_OF_TIMING = 0.3  # of a point's progress
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """Features of pictures.
+
+    Attributes:
+        captioned: of those with captions [N, D], and their rows among the captions [N].
+        labelled: of those with labels [M, D], and the labels [M].
+        skipped: files that cannot be read.
+    """
+
+    captioned: tuple[Tensor, Tensor] | None
+    labelled: tuple[Tensor, Tensor] | None
+    skipped: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Texts:
+    """Features of texts: of all different captions [T, D], and of the classes' descriptions [C, D]."""
+
+    captions: Tensor | None
+    classes: Tensor | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +80,7 @@ class Findings:
 
 
 class RetrievalSubject:
-    """One CLIP model with pictures that have captions, or labels, or both. The image tower is what is patched."""
+    """One CLIP model with pictures that have captions, or labels, or both. One of its towers is patched."""
 
     def __init__(
         self, model: Any, tokenizer: Any, captioned: Batches | None, labelled: Batches | None, settings: Settings
@@ -66,6 +89,7 @@ class RetrievalSubject:
         self.model = model.to(self.device, self.dtype).eval()
         self.tokenizer, self.captioned, self.labelled = tokenizer, captioned, labelled
         self.batch_size = settings.batch_size
+        self._memory: dict[TowerName, int] = {}
 
     @classmethod
     def load(cls, model: str, data: str, settings: Settings, workers: int = 0) -> RetrievalSubject:
@@ -90,20 +114,10 @@ class RetrievalSubject:
         return cls(network, tokenizer, some(found), labelled, settings)
 
     @cached_property
-    def tower(self) -> Tower:
-        """What is patched."""
-        return find_tower(self.model)
-
-    @cached_property
     def captions(self) -> Captions:
         """All different captions."""
         assert self.captioned is not None
         return Captions(self.captioned.dataset.captions)  # type: ignore[attr-defined]
-
-    @cached_property
-    def texts(self) -> Tensor:
-        """Their features [T, D]; the text tower is not patched."""
-        return embed_texts(self.model, self.tokenizer, self.captions.texts, self.batch_size)
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:
@@ -112,15 +126,19 @@ class RetrievalSubject:
         return _names(self.labelled.dataset.dataset)  # type: ignore[attr-defined]
 
     @cached_property
-    def classes_of_texts(self) -> Tensor:
-        """Features of the classes' descriptions [C, D]."""
-        templates = self.model.pretrained_cfg["templates"]
-        return class_features(self.model, self.tokenizer, self.class_names, templates)
+    def seen(self) -> Seen:
+        """The pictures, as the unpatched model sees them."""
+        return self.see(self.model)
+
+    @cached_property
+    def texts(self) -> Texts:
+        """The texts, as the unpatched model reads them."""
+        return self.read(self.model)
 
     @cached_property
     def reference(self) -> Findings:
         """What the unpatched model finds."""
-        return self.find(self.model)
+        return self.compare(self.seen, self.texts)
 
     @cached_property
     def classes(self) -> Tensor:
@@ -135,27 +153,68 @@ class RetrievalSubject:
         raise DataError("There are no pictures that can be read.")
 
     @cached_property
-    def memory(self) -> int:
-        """Bytes that encoding the first batch needs."""
-        with torch.inference_mode():
-            return peak_memory(lambda: self.model.encode_image(self.first), self.device)
-
-    def find(self, model: Any, report: Callable[[float], None] = lambda share: None) -> Findings:
-        """Embed all pictures by a model and look for captions and classes."""
-        both = [batches for batches in (self.captioned, self.labelled) if batches is not None]
-        total = sum(map(len, both))
-        found = named = None
+    def words(self) -> Tensor:
+        """The first batch of texts, which timings of the text tower use."""
         if self.captioned is not None:
-            seen, rows = embed_batches(model, self.captioned, lambda done: report(done / total))
+            texts = self.captions.texts
+        else:
+            texts = [t.format(name) for name in self.class_names for t in self.model.pretrained_cfg["templates"]]
+        return self.tokenizer(list(texts[: self.batch_size])).to(self.device)
+
+    def batch(self, tower: TowerName) -> Tensor:
+        """What a tower is timed with."""
+        return self.words if tower == "text" else self.first
+
+    def encode(self, tower: TowerName, model: Any) -> Tensor:
+        """Features of that batch."""
+        return model.encode_text(self.words) if tower == "text" else model.encode_image(self.first)
+
+    def memory(self, tower: TowerName) -> int:
+        """Bytes that encoding it needs in the unpatched model."""
+        if tower not in self._memory:
+            self._memory[tower] = peak_memory(lambda: self.encode(tower, self.model), self.device)
+        return self._memory[tower]
+
+    def find(self, tower: TowerName, model: Any, report: Callable[[float], None] = lambda share: None) -> Findings:
+        """What a model finds that has a method in that tower; the other one is as it was."""
+        if tower == "text":
+            return self.compare(self.seen, self.read(model))
+        return self.compare(self.see(model, report), self.texts)
+
+    def see(self, model: Any, report: Callable[[float], None] = lambda share: None) -> Seen:
+        """Embed all pictures."""
+        both = [batches for batches in (self.captioned, self.labelled) if batches is not None]
+        total, done = sum(map(len, both)), 0
+        found: list[tuple[Tensor, Tensor]] = []
+        for batches in both:
+            found.append(embed_batches(model, batches, lambda now, before=done: report((before + now) / total)))
+            done += len(batches)
+        skipped = tuple(str(file) for batches in both for file in batches.skipped)
+        return Seen(None if self.captioned is None else found[0], None if self.labelled is None else found[-1], skipped)
+
+    def read(self, model: Any) -> Texts:
+        """Embed all texts."""
+        captions = classes = None
+        if self.captioned is not None:
+            captions = embed_texts(model, self.tokenizer, self.captions.texts, self.batch_size)
+        if self.labelled is not None:
+            templates = self.model.pretrained_cfg["templates"]
+            classes = class_features(model, self.tokenizer, self.class_names, templates)
+        return Texts(captions, classes)
+
+    def compare(self, seen: Seen, texts: Texts) -> Findings:
+        """Look for the captions and the classes of pictures."""
+        found = named = None
+        if seen.captioned is not None and texts.captions is not None:
+            features, rows = seen.captioned
             right = self.captions.right[rows]
             there = right.any(0)  # captions of pictures that can be read
-            found = recall(seen, self.texts[there], right[:, there])
-        if self.labelled is not None:
-            before = total - len(self.labelled)
-            seen, labels = embed_batches(model, self.labelled, lambda done: report((before + done) / total))
-            logits = model.logit_scale.exp().cpu() * class_cosines(seen, self.classes_of_texts)
+            found = recall(features, texts.captions[there], right[:, there])
+        if seen.labelled is not None and texts.classes is not None:
+            features, labels = seen.labelled
+            logits = self.model.logit_scale.exp().cpu() * class_cosines(features, texts.classes)
             named = Predictions.of(logits, labels)
-        return Findings(found, named, tuple(str(file) for batches in both for file in batches.skipped))
+        return Findings(found, named, seen.skipped)
 
 
 def measure_retrieval(
@@ -164,34 +223,36 @@ def measure_retrieval(
     """Everything that is measured about a point of a CLIP model, as columns of the results.
 
     Agreement counts pictures with captions and pictures with labels: those whose first caption, or class, is that of
-    the unpatched model. Cost and speed are those of the image tower.
+    the unpatched model. Cost and speed are those of the tower that the point is about.
 
     Args:
         point: what to measure.
         subject: its model, pictures and captions; the model is left unpatched.
         report: called with the share that is done.
     """
-    method = point.build()
+    method, at = point.build(), point.tower
     unpatched = subject.classes
-    plain, images = subject.model, subject.first
-    patched = copy.deepcopy(plain)
-    handle = None if method is None else patch(patched, method)
+    patched = copy.deepcopy(subject.model)
+    handle = None if method is None else patch(patched, method, tower=at)
     reached = subject.reference if method is None else subject.find(
-        patched, lambda share: report(share * (1 - _SHARE_OF_TIMING))
+        at, patched, lambda share: report(share * (1 - _SHARE_OF_TIMING))
     )  # fmt: skip
+    plain, other = (partial(subject.encode, at, model) for model in (subject.model, patched))
     with torch.inference_mode():
         pairs = compare(
-            lambda: plain.encode_image(images),
-            lambda: patched.encode_image(images),
+            plain,
+            other,
             rounds=point.settings.rounds,
             device=subject.device,
             report=lambda share: report(1 - _SHARE_OF_TIMING * (1 - share)),
         )
-        memory = subject.memory if method is None else peak_memory(lambda: patched.encode_image(images), subject.device)
+        memory = subject.memory(at) if method is None else peak_memory(other, subject.device)
+        memory_unpatched = subject.memory(at)
     if handle is not None:
         handle.remove()
-    before = cost(subject.tower.shape)
-    after = before if method is None else cost_of(method, subject.tower.shape, patched, images)
+    tower = find_tower(subject.model, at)
+    before = cost(tower.shape)
+    after = before if method is None else cost_of(method, tower.shape, patched, other, at)
     choices = reached.choices
     if len(choices) != len(unpatched):
         raise DataError(
@@ -199,14 +260,20 @@ def measure_retrieval(
             "since. Measure everything again, without --resume."
         )
     return {
-        "adapter": subject.tower.family,
+        "adapter": tower.family,
+        "tower": at,
         "agreement": 100 * (choices == unpatched).double().mean().item(),
         "skipped": len(reached.skipped),
         "skipped_files": list(reached.skipped),
         **_found_columns(reached, unpatched, subject),
-        **speed_columns(pairs, len(images), is_reference=method is None),
+        **speed_columns(
+            pairs,
+            len(subject.batch(at)),
+            is_reference=method is None,
+            things="texts" if at == "text" else "images",
+        ),
         "peak_memory_mb": memory / 1e6,
-        "peak_memory_mb_unpatched": subject.memory / 1e6,
+        "peak_memory_mb_unpatched": memory_unpatched / 1e6,
         "memory_measure": memory_measure(subject.device),
         "gmacs": after.gmacs,
         "gmacs_unpatched": before.gmacs,
@@ -248,7 +315,15 @@ def load_pictures(data: str, split: str, transform: Transform | None = None) -> 
 
 def foresee_retrieval(model: str) -> Callable[[Point], Cost | TokredError]:
     """Return what says what a point of a model will cost, or why it will fail."""
-    return outlook_of(find_tower(load_clip(model, pretrained=False)[0]).shape)
+    network = load_clip(model, pretrained=False)[0]
+
+    def outlook(point: Point) -> Cost | TokredError:
+        try:
+            return outlook_of(find_tower(network, point.tower).shape)(point)
+        except TokredError as error:
+            return error
+
+    return outlook
 
 
 def _names(labelled: Any) -> tuple[str, ...]:

@@ -14,9 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from tokred.errors import ConfigError
 from tokred.folders import shipped_folder
 from tokred.sweep.engines import EngineName
-from tokred.sweep.kinds import kind_of
+from tokred.sweep.kinds import Kind, kind_of
 from tokred.sweep.metrics import MetricName
-from tokred.sweep.point import TRAIN_IMAGES, Point, Settings
+from tokred.sweep.point import TRAIN_IMAGES, Point, Settings, TowerName
 from tokred.sweep.yaml import Document, read_yaml
 
 DType = Literal["float32", "bfloat16", "float16"]
@@ -29,6 +29,8 @@ class MethodGrid(BaseModel):
         method: its name.
         models: on which of the sweep's models; on all if left out.
         paper_top1: what a paper says about it, to stand beside the measured top-1; a number, or one for each model.
+        tower: which encoder of a CLIP is reduced, as in :func:`tokred.patch`: of images, or of captions and the names
+            of classes. Cost and speed are its own.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -36,6 +38,7 @@ class MethodGrid(BaseModel):
     method: str
     models: list[str] | None = None
     paper_top1: float | dict[str, float] | None = None
+    tower: TowerName = "vision"
 
     def paper_says(self, model: str) -> float | None:
         """The top-1 of a paper for that model."""
@@ -56,11 +59,13 @@ class SweepSpec(BaseModel):
         models: names of shipped models, timm names, or folders with a config.json and a model.safetensors; or
             multimodal models: shipped ones, folders, or ids of the hub; or tokenizers: shipped ones or folders.
         data: names of data sets, or folders with one folder of images a class; for multimodal models sets of
-            questions, or JSONL files; one, a list, or a mapping that gives every model its own.
+            questions, JSONL files, or tasks of lmms-eval (``lmms-eval:gqa``); one, a list, or a mapping that gives
+            every model its own.
         methods: what to try; the unpatched model is always measured too. For tokenizers there is one, ``length``, with
             the knobs tokens, quality, steps and guidance; unpatched, they write all tokens.
-        split: which part of the data.
-        images: how many images, or questions, drawn with the seed; all of them if left out.
+        split: which part of the data; tasks of lmms-eval have their own.
+        images: how many images, or questions, drawn with the seed, or of a task of lmms-eval the first ones; all of
+            them if left out.
         batch_size: images, or prompts, a batch.
         rounds: timed pairs of forward passes, unpatched and patched in turn.
         workers: processes that read images; 0 reads in the main process.
@@ -128,17 +133,20 @@ class SweepSpec(BaseModel):
         return self
 
     def points(self) -> list[Point]:
-        """Every point, model by model, the unpatched model first; a point that is asked for twice is there once."""
+        """Every point, model by model and tower by tower, the unpatched model first; each is there once."""
         points: dict[str, Point] = {}
         for model, data in self.pairs():
-            unpatched = Point(model, data, None, {}, self.settings, self.paper_top1.get(model))
             here = [grid for grid in self.methods if grid.models is None or model in grid.models]
-            for point in [unpatched] + [
-                Point(model, data, grid.method, knobs, self.settings, grid.paper_says(model))
-                for grid in here
-                for knobs in grid.knobs()
-            ]:
-                points.setdefault(point.key, point)
+            towers: dict[TowerName, None] = {grid.tower: None for grid in here} or {"vision": None}
+            for tower in towers:
+                unpatched = Point(model, data, None, {}, self.settings, self.paper_top1.get(model), tower)
+                for point in [unpatched] + [
+                    Point(model, data, grid.method, knobs, self.settings, grid.paper_says(model), tower)
+                    for grid in here
+                    if grid.tower == tower
+                    for knobs in grid.knobs()
+                ]:
+                    points.setdefault(point.key, point)
         return list(points.values())
 
 
@@ -185,17 +193,26 @@ def parse_spec(document: Document) -> SweepSpec:
         if unknown := sorted(set(grid.models or ()) - set(spec.models)):
             place = document.place("methods", index, "models")
             raise ConfigError(f"{place}: {unknown[0]!r} is none of the sweep's models ({', '.join(spec.models)}).")
+        if grid.tower not in kind.towers:
+            _require_models(spec, kind)
+            place = document.place("methods", index, "tower")
+            raise ConfigError(f"{place}: {kind.title} have no tower {grid.tower!r}; CLIP models have. Leave it out.")
         _check_grids(document, index, grid)
         for knobs in grid.knobs():
             try:
                 kind.check(grid.method, knobs)
             except (ConfigError, ValueError, TypeError) as error:
-                for model in spec.models:
-                    kind.require_model(model)  # a wrong name makes a model of another kind of it
+                _require_models(spec, kind)
                 named = next((knob for knob in knobs if f"{knob!r}" in str(error) or f"{knob}=" in str(error)), None)
                 place = document.place("methods", index, *([named] if named else []))
                 raise ConfigError(f"{place}: {error}") from error
     return spec
+
+
+def _require_models(spec: SweepSpec, kind: Kind) -> None:
+    """Say so where a complaint is due to a wrong name, which makes a model of another kind of it."""
+    for model in spec.models:
+        kind.require_model(model)
 
 
 def _sentence(document: Document, entry: Mapping[str, Any]) -> str:

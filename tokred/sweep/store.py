@@ -25,6 +25,7 @@ COLUMNS = {
     "data": "string",
     "method": "string",
     "label": "string",
+    "tower": "string",  # of a CLIP, that was reduced, and that cost and speed are of
     "images": "int64",
     "skipped": "int64",
     "skipped_files": "list<string>",
@@ -42,6 +43,10 @@ COLUMNS = {
     "feature_cosine": "float64",  # of features with those of the unpatched model, mean over images
     "paper_top1": "float64",  # what a paper says about this point, as the specification quotes it
     "exact_match": "float64",  # percent of the questions that get exactly the expected answer
+    "score": "float64",  # of a suite of lmms-eval, on its own scale
+    "metric": "string",  # what that is
+    "score_stderr": "float64",  # where lmms-eval gives it
+    "scores": "string",  # all metrics of the suite, as JSON
     "agreement": "float64",  # percent of the images that get the unpatched model's class or caption, or of the answers
     "speedup": "float64",  # median over pairs of unpatched / patched seconds
     "speedup_low": "float64",
@@ -49,6 +54,8 @@ COLUMNS = {
     "ideal_speedup": "float64",
     "images_per_second": "float64",
     "images_per_second_unpatched": "float64",
+    "texts_per_second": "float64",  # the same for a text tower
+    "texts_per_second_unpatched": "float64",
     "latency_p50_ms": "float64",  # of one batch
     "latency_p95_ms": "float64",
     "latency_p99_ms": "float64",
@@ -112,6 +119,7 @@ COLUMNS = {
     "tokred": "string",
     "torch": "string",
     "timm": "string",
+    "lmms_eval": "string",  # where it asked
     "python": "string",
     "revision": "string",  # of git, where tokred runs from a checkout
     "date": "string",

@@ -32,18 +32,16 @@ class Answers:
     """What a model answers, and how many visual tokens it read for it.
 
     Attributes:
-        percent: of the questions that got exactly the expected answer.
         answers: all of them.
-        right: whether each is the expected one.
+        quality: how good they are, as columns of the results.
         tokens: visual tokens at the entry of the language model, newlines included, mean over questions.
-        newlines: newline tokens among them.
+        newlines: newline tokens among them, where they were counted.
     """
 
-    percent: float
     answers: tuple[str, ...]
-    right: tuple[bool, ...]
+    quality: dict[str, Any]
     tokens: float
-    newlines: float
+    newlines: float | None
 
 
 class VQASubject:
@@ -110,7 +108,8 @@ class VQASubject:
 
         result = exact_match(model, self.processor, self._examples(), self.batch_size, report=count)
         prompts = max(len(tokens), 1)
-        return Answers(result.percent, result.answers, result.right, sum(tokens) / prompts, sum(newlines) / prompts)
+        quality = {"exact_match": result.percent, "right": pack_bits(result.right)}
+        return Answers(result.answers, quality, sum(tokens) / prompts, sum(newlines) / prompts)
 
     def counts(self) -> Answers:
         """The same for the unpatched model, whose tokens are counted by a patch that keeps them all."""
@@ -162,7 +161,7 @@ def measure_vqa(
         "adapter": "transformers",
         "images": len(reached.answers),
         "skipped": 0,
-        "exact_match": reached.percent,
+        **reached.quality,
         "agreement": 100 * agree / max(len(unpatched), 1),
         "visual_tokens": reached.tokens,
         "newline_tokens": reached.newlines,
@@ -170,7 +169,6 @@ def measure_vqa(
         **_cost_columns(subject, patched, handle),
         "memory_measure": memory_measure(subject.device),
         "answers": list(reached.answers) if method is None else None,
-        "right": pack_bits(reached.right),
     }
 
 

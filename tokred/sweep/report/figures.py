@@ -13,7 +13,8 @@ from tokred.sweep.panels import COLUMNS_OF_PANELS, Look, Panel, choose_looks, ma
 # (x, y) of the fronts; those are drawn that some point has both values of
 _FRONTS = (
     ("gmacs", "top1"), ("speedup", "top1"), ("gmacs", "agreement"), ("gmacs", "exact_match"),
-    ("prefill_speedup", "exact_match"), ("bits", "psnr"), ("decode_images_per_second", "psnr_drawn"),
+    ("prefill_speedup", "exact_match"), ("gmacs", "score"), ("prefill_speedup", "score"), ("bits", "psnr"),
+    ("decode_images_per_second", "psnr_drawn"),
 )  # fmt: skip
 _REALISED = ("speedup", "prefill_speedup")
 

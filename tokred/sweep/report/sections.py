@@ -12,7 +12,7 @@ from tokred.sweep.store import COLUMNS
 # what a table of results does not show: what is long, or the same in every row
 _LEFT_OUT = {
     "key", "status", "error", "config", "predictions", "answers", "right", "strip", "worst", "worst_captions",
-    "skipped_files", "tokens_per_layer", "tokred", "torch", "timm", "python", "revision",
+    "skipped_files", "tokens_per_layer", "tokred", "torch", "timm", "lmms_eval", "python", "revision",
 }  # fmt: skip
 _TEXT = {"string"}
 

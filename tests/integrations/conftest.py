@@ -1,0 +1,3 @@
+from tests.lmms import lmms_eval
+
+__all__ = ["lmms_eval"]
