@@ -6,7 +6,7 @@ from PIL import Image
 
 from tests.sweep.tiny import SHARED
 from tokred.errors import ConfigError, DataError
-from tokred.sweep import AXES, Document, Store, pareto_front, parse_spec, plot_results, run_sweep
+from tokred.sweep import AXES, Document, Store, fronts, pareto_front, parse_spec, plot_results, run_sweep
 from tokred.sweep.panels import choose_looks
 
 
@@ -67,3 +67,18 @@ def test_the_front_holds_the_points_that_no_other_beats(x: str, best: list[int])
 def test_every_method_has_a_look_of_its_own():
     looks = choose_looks([{"method": f"m{i}"} for i in range(30)])
     assert len({(look.colour, look.marker) for look in looks.values()}) == 31
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"gmacs": 1.0, "top1": 90.0, "agreement": 95.0}, [("gmacs", "top1")]),
+        ({"gmacs": 1.0, "agreement": 95.0}, [("gmacs", "agreement")]),
+        ({"gmacs": 1.0, "exact_match": 90.0, "prefill_speedup": 2.0, "agreement": 95.0},
+         [("gmacs", "exact_match"), ("prefill_speedup", "exact_match"), ("gmacs", "agreement")]),
+        ({"bits": 8.0, "psnr": 20.0}, [("bits", "psnr")]),
+        ({"gmacs": None, "top1": None}, []),
+    ],
+)  # fmt: skip
+def test_the_axes_worth_a_plot_are_those_that_there_are_values_for(row, expected):
+    assert fronts([row]) == expected

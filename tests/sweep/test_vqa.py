@@ -73,6 +73,19 @@ def test_every_point_has_its_tokens_phases_and_costs(folder: str, questions: str
     assert "answers" not in frame.columns
 
 
+def test_a_method_inside_the_encoder_is_timed_there(folder: str, questions: str, tmp_path: Path):
+    methods = [{"method": "tome", "r": 2, "models": [folder]}]
+    rows = run_sweep(
+        SweepSpec(models=[folder], data=[questions], methods=methods, batch_size=3, rounds=3, threads=1),  # type: ignore
+        tmp_path / "runs",
+    )
+    unpatched, tome = rows
+    assert tome["status"] == "finished", tome["error"]
+    assert tome["visual_tokens"] == unpatched["visual_tokens"]  # it gives every patch its feature back
+    assert tome["gmacs"] == tome["gmacs_unpatched"]
+    assert tome["vision_ms"] != tome["vision_ms_unpatched"]
+
+
 def test_a_resumed_sweep_takes_the_unpatched_answers_from_disk(folder: str, questions: str, tmp_path: Path):
     spec = spec_of(folder, questions)
     first = run_sweep(spec, tmp_path / "runs")

@@ -26,7 +26,7 @@ class Phases:
     """What one batch of prompts costs, patched and unpatched in turn.
 
     Attributes:
-        vision: encoding the images; the same for both.
+        vision: encoding the images; the same for both but where a method acts inside the encoder.
         prefill: from the features of the images to the logits of the first word, what the method does included.
         decode: writing :data:`DECODED` words behind the prompt.
         reduction: median seconds that the method and its adapter take in a prefill.
@@ -66,7 +66,9 @@ def time_phases(
     """
     first, second = _Prompts(plain, None, inputs), _Prompts(patched, handle, inputs)
     settings: dict[str, Any] = {"rounds": rounds, "device": device}
-    vision = compare(first.encode, first.encode, **settings, report=lambda s: report(0.2 * s))
+    is_inside = handle is not None and handle.encoder is not None
+    encode = second.encode if is_inside else first.encode
+    vision = compare(first.encode, encode, **settings, report=lambda s: report(0.2 * s))
     with second.clock(device) as clock:
         prefill = compare(first.prefill, second.prefill, **settings, report=lambda s: report(0.2 + 0.5 * s))
     decode = compare(first.decode, second.decode, **settings, report=lambda s: report(0.7 + 0.3 * s))

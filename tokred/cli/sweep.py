@@ -21,6 +21,7 @@ from tokred.sweep import (
     create_engine,
     create_sink,
     estimate_seconds,
+    fronts,
     load_document,
     parse_spec,
     preview,
@@ -92,8 +93,9 @@ def sweep(
         console.print(table, highlight=False)
     failed = print_complaints(console, rows)
     outcome = f"{len(rows) - failed} of {len(rows)} points are in {folder}"
-    advice = f"Draw them: tokred plot {folder} --x speedup --y top1" if failed < len(rows) else "All failed."
-    console.print(f"{outcome}. {advice}", highlight=False, soft_wrap=True)
+    axes = [f" Draw them: tokred plot {folder} --x {x} --y {y}" for x, y in fronts(rows)[:1]]
+    advice = "".join(axes) if failed < len(rows) else " All failed."
+    console.print(f"{outcome}.{advice}", highlight=False, soft_wrap=True)
     if failed == len(rows):
         raise typer.Exit(1)
 

@@ -1,6 +1,6 @@
 """Sweeps: methods and schedules on models and images, measured, stored, and drawn."""
 
-from tokred.sweep.axes import AXES, pareto_front
+from tokred.sweep.axes import AXES, fronts, pareto_front
 from tokred.sweep.compare import Difference, compare_results
 from tokred.sweep.engines import Engine, create_engine
 from tokred.sweep.estimate import estimate_seconds
@@ -31,6 +31,7 @@ __all__ = [
     "create_engine",
     "create_sink",
     "estimate_seconds",
+    "fronts",
     "load_document",
     "load_spec",
     "merge_results",

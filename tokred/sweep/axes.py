@@ -69,6 +69,12 @@ _AXES = (
     Axis("decode_images_per_second", "pictures decoded per second", True),
 )
 AXES = {axis.column: axis for axis in _AXES}
+# (x, y) that are worth a plot, for whatever a sweep is about
+_FRONTS = (
+    ("gmacs", "top1"), ("speedup", "top1"), ("gmacs", "exact_match"), ("prefill_speedup", "exact_match"),
+    ("gmacs", "score"), ("prefill_speedup", "score"), ("gmacs", "agreement"), ("bits", "psnr"),
+    ("decode_images_per_second", "psnr_drawn"),
+)  # fmt: skip
 
 
 def axis(column: str) -> Axis:
@@ -96,3 +102,16 @@ def pareto_front(rows: Sequence[dict[str, Any]], x: Axis, y: Axis) -> list[dict[
         if not front or sign_y * row[y.column] > sign_y * front[-1][y.column]:
             front.append(row)
     return front
+
+
+def have(rows: Sequence[dict[str, Any]], *columns: str) -> bool:
+    """Whether some row has a value in all of these columns."""
+    return any(all(row.get(column) is not None for column in columns) for row in rows)
+
+
+def fronts(rows: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
+    """The axes (x, y) that are worth a plot of these rows: those that some point has both values of."""
+    found = [(x, y) for x, y in _FRONTS if have(rows, x, y)]
+    if ("gmacs", "top1") in found:
+        found.remove(("gmacs", "agreement"))  # which stands in for the accuracy where there are no labels
+    return found

@@ -79,6 +79,7 @@ COLUMNS = {
     "visual_tokens": "float64",  # at the entry of the language model, newlines included, mean over prompts
     "newline_tokens": "float64",  # newlines among them
     "vision_ms": "float64",  # of one batch, as all times
+    "vision_ms_unpatched": "float64",
     "reduction_ms": "float64",  # a part of the prefill
     "prefill_ms": "float64",  # from the features of the images to the logits of the first word
     "prefill_ms_unpatched": "float64",

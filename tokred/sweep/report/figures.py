@@ -6,39 +6,26 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tokred.extra import need
-from tokred.sweep.axes import AXES, Axis
+from tokred.sweep.axes import AXES, Axis, fronts, have
 from tokred.sweep.page import make_figure
 from tokred.sweep.panels import COLUMNS_OF_PANELS, Look, Panel, choose_looks, make_panels
 
-# (x, y) of the fronts; those are drawn that some point has both values of
-_FRONTS = (
-    ("gmacs", "top1"), ("speedup", "top1"), ("gmacs", "agreement"), ("gmacs", "exact_match"),
-    ("prefill_speedup", "exact_match"), ("gmacs", "score"), ("prefill_speedup", "score"), ("bits", "psnr"),
-    ("decode_images_per_second", "psnr_drawn"),
-)  # fmt: skip
 _REALISED = ("speedup", "prefill_speedup")
 
 
 def figures(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[str, Any]]:
     """Titles and plotly figures: the fronts, the tokens of every layer, realised beside ideal speed-ups."""
     looks = choose_looks(rows)
-    fronts = [(x, y) for x, y in _FRONTS if _have(rows, x, y)]
-    if ("gmacs", "top1") in fronts:
-        fronts.remove(("gmacs", "agreement"))  # which stands in for the accuracy where there are no labels
-    for x, y in fronts:
+    for x, y in fronts(rows):
         panels = make_panels(rows, AXES[x], AXES[y])
         yield f"{AXES[y].title} over {AXES[x].title}", make_figure(panels, looks, AXES[x], AXES[y])
     with_layers = [row for row in rows if row["tokens_per_layer"]]
     if with_layers:
         yield "Tokens layer by layer", _tokens(make_panels(with_layers, AXES["mean_tokens"], AXES["gmacs"]), looks)
     for column in _REALISED:
-        if _have(rows, "ideal_speedup", column):
+        if have(rows, "ideal_speedup", column):
             panels = make_panels(rows, AXES["ideal_speedup"], AXES[column])
             yield f"Realised against ideal: {AXES[column].title}", _realised(panels, looks, AXES[column])
-
-
-def _have(rows: Sequence[dict[str, Any]], *columns: str) -> bool:
-    return any(all(row[column] is not None for column in columns) for row in rows)
 
 
 def _grid(panels: Sequence[Panel], x: str, y: str) -> tuple[Any, list[dict[str, int]]]:
