@@ -209,7 +209,11 @@ def survivors_are_exact(model: nn.Module, x: Any) -> None:
 def last_tokens(model: nn.Module, x: Any) -> Tensor:
     """What leaves the last block [B, N, C]."""
     found: list[Tensor] = []
-    hook = find_tower(model).blocks[-1].register_forward_hook(lambda _m, _i, output: found.append(output))
+    hook = (
+        find_tower(model)
+        .blocks[-1]
+        .register_forward_hook(lambda _m, _i, output: found.append(output[0] if isinstance(output, tuple) else output))
+    )
     try:
         run(model, x)
     finally:

@@ -16,6 +16,13 @@ from . import zoo
 SMALL = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 3, "image_size": 64, "patch_size": 8}
 MLP = {"intermediate_size": 96}
 LABELS = {"num_labels": 7}
+SEGMENTS = {
+    "num_hidden_layers": 4,
+    "num_blocks": 1,
+    "num_queries": 5,
+    "num_upscale_blocks": 1,
+    "num_register_tokens": 2,
+}
 
 # name: class of the model, class of the config, what is not as in SMALL
 MODELS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
@@ -124,13 +131,62 @@ MODELS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
         {**MLP, **LABELS, "num_frames": 4, "tubelet_size": [2, 16, 16]},
     ),
 }
+MODELS |= {
+    "vjepa2": (
+        hf.VJEPA2ForVideoClassification,
+        hf.VJEPA2Config,
+        {
+            **LABELS,
+            "mlp_ratio": 2,
+            "patch_size": 16,
+            "crop_size": 64,
+            "frames_per_clip": 4,
+            "num_pooler_layers": 1,
+            "pred_hidden_size": 24,
+            "pred_num_attention_heads": 1,
+            "pred_num_hidden_layers": 1,
+        },
+    ),
+    "mlcd": (hf.MLCDVisionModel, hf.MLCDVisionConfig, MLP),
+    "pix2struct": (
+        hf.Pix2StructVisionModel,
+        hf.Pix2StructVisionConfig,
+        {"d_ff": 96, "d_kv": 16, "seq_len": 64, "patch_embed_hidden_size": 192},
+    ),
+    "eomt": (hf.EomtForUniversalSegmentation, hf.EomtConfig, {**SEGMENTS, "mlp_ratio": 2}),
+    "videomt": (hf.VideomtForUniversalSegmentation, hf.VideomtConfig, {**SEGMENTS, "mlp_ratio": 2}),
+    "eomt-dinov3": (hf.EomtDinov3ForUniversalSegmentation, hf.EomtDinov3Config, {**SEGMENTS, **MLP}),
+    "gemma4": (
+        hf.Gemma4VisionModel,
+        hf.Gemma4VisionConfig,
+        {**MLP, "head_dim": 16, "num_key_value_heads": 3, "pooling_kernel_size": 2, "standardize": True},
+    ),
+    "step3p7": (hf.Step3p7VisionModel, hf.Step3p7VisionConfig, {"mlp_ratio": 2.0}),
+}
+NEWER: set[str] = set()  # families that the installed transformers does not have
+if hasattr(hf, "GraniteDoclingVisionModel"):
+    MODELS["granite-docling"] = (
+        hf.GraniteDoclingVisionModel,
+        hf.GraniteDoclingVisionConfig,
+        {**MLP, "out_hidden_size": 64, "deepstack_visual_indexes": [0, 1], "use_fine_route": False},
+    )
+    MODELS["molmo2"] = (
+        hf.Molmo2VisionModel,
+        hf.Molmo2VisionConfig,
+        {**MLP, "num_key_value_heads": 3, "head_dim": 16, "image_size": [64, 64]},
+    )
+else:
+    NEWER = {"granite_docling_vision", "molmo2_vision"}
 NAMELESS = set() if hf.Ovis2VisionConfig.model_type else {"ovis2_vision"}  # transformers 5.18 does not name it
 if NAMELESS:
     del MODELS["ovis2"]
 
 CLIPS = ("videomae", "vivit")
-UNPOOLED = ("idefics2", "idefics3", "smolvlm")
-DENSE = ("ovis2", "janus", "yolos", "vitpose")  # their blocks hand out a row for every token, whatever they compute
+MASKED = ("idefics2", "idefics3", "smolvlm")  # take a mask of patches
+UNPOOLED = (*MASKED, "pix2struct")
+QUERIES = ("eomt", "eomt-dinov3", "videomt")  # queries join the sequence in front of the last blocks
+DENSE = ("ovis2", "janus", "yolos", "vitpose", "vjepa2", "step3p7", "molmo2", "granite-docling", "gemma4", *QUERIES)
+# the blocks of these hand out a row for every token, whatever they compute
 
 
 EAGER_ONLY = ("git",)
@@ -144,6 +200,10 @@ def build(name: str, attention: str = "sdpa", **changes: Any) -> nn.Module:
     if name == "siglip2":
         knobs.pop("image_size")
     if name == "vivit":
+        knobs.pop("patch_size")
+    if name in ("vjepa2", "pix2struct", "gemma4"):
+        knobs.pop("image_size")
+    if name == "pix2struct":
         knobs.pop("patch_size")
     attention = "eager" if name in EAGER_ONLY else attention
     model = model_class._from_config(config_class(**knobs), attn_implementation=attention).eval()
@@ -166,6 +226,17 @@ def images(name: str, batch: int = 2, side: int = 64) -> dict[str, Tensor]:
             "pixel_attention_mask": torch.ones(batch, 64, dtype=torch.int64),
             "spatial_shapes": torch.tensor([[8, 8]] * batch),
         }
+    if name in ("vjepa2", "videomt"):
+        return {"pixel_values_videos": torch.randn(batch, 4, 3, side, side, generator=generator)}
+    if name == "molmo2":
+        return {"pixel_values": torch.randn(batch, 64, 192, generator=generator)}
+    if name == "gemma4":
+        places = torch.cartesian_prod(torch.arange(32), torch.arange(32)).flip(1)
+        pixels = torch.rand(batch, 1024, 192, generator=generator)
+        return {"pixel_values": pixels, "pixel_position_ids": places.expand(batch, -1, -1)}
+    if name == "pix2struct":
+        places = 1.0 + torch.cartesian_prod(torch.arange(8), torch.arange(8)).expand(batch, -1, -1)
+        return {"flattened_patches": torch.cat([places, torch.randn(batch, 64, 192, generator=generator)], dim=2)}
     if name in CLIPS:
         return {"pixel_values": torch.randn(batch, 4, 3, side, side, generator=generator)}
     noise = {"noise": torch.rand(batch, 64, generator=generator)} if name == "vit-mae" else {}
