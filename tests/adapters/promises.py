@@ -51,14 +51,19 @@ def tokens_seen(model: nn.Module, x: Any) -> Seen:
     """Count the tokens by forward hooks, and run the model."""
     blocks, mlps, hooks = [], [], []
     for block in find_tower(model).blocks:
-        hooks.append(block.register_forward_pre_hook(lambda _m, inputs: blocks.append(inputs[0].shape[1])))
+        hooks.append(block.register_forward_pre_hook(lambda *given: blocks.append(_tokens(*given)), with_kwargs=True))
         mlp = next((m for name, m in block.named_modules() if name in MLPS), block)
-        hooks.append(mlp.register_forward_pre_hook(lambda _m, inputs: mlps.append(inputs[0].shape[1])))
+        hooks.append(mlp.register_forward_pre_hook(lambda *given: mlps.append(_tokens(*given)), with_kwargs=True))
     try:
         return Seen(blocks, mlps, run(model, x))
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _tokens(_module: nn.Module, inputs: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> int:
+    """Tokens in the first input."""
+    return next(iter([*inputs, *kwargs.values()])).shape[1]
 
 
 class Same:

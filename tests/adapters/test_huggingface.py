@@ -72,7 +72,9 @@ def test_a_merged_token_counts_in_the_pool_for_all_of_its_patches(name):
     torch.testing.assert_close(by_size, by_copies, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["vit", "siglip", "dinov3", "beit", "blip2", "sapiens2", "yolos", "vjepa2", "mlcd"])
+@pytest.mark.parametrize(
+    "name", ["vit", "siglip", "dinov3", "beit", "blip2", "sapiens2", "yolos", "vjepa2", "mlcd", "llama4"]
+)
 @pytest.mark.parametrize("method", ["tome", "topk", "zerotprune"])
 def test_eager_and_sdpa_attention_agree(name, method):
     outputs = []
@@ -126,7 +128,9 @@ def test_two_models_of_one_config_stay_independent():
 
 
 # these give none, or squares, or those of the layers behind as well
-@pytest.mark.parametrize("name", [n for n in NAMES if n not in ("vitpose", "ovis2", "gemma4", *zoo.QUERIES)])
+@pytest.mark.parametrize(
+    "name", [n for n in NAMES if n not in ("vitpose", "ovis2", "gemma4", "videoprism", *zoo.QUERIES)]
+)
 def test_hidden_states_are_short_or_of_full_length_on_request(name):
     model, x = zoo.build(name), zoo.images(name)
     tokens = find_tower(model).shape.num_tokens

@@ -79,3 +79,21 @@ def run_with(attention: str, method: Any) -> Tensor:
     model = zoo.build("vit", attention)
     with tokred.patch(model, method):
         return run(model, zoo.images("vit"))
+
+
+def test_a_capped_attention_keeps_its_cap_where_sizes_are_added(monkeypatch):
+    from transformers.models.videoprism.modeling_videoprism import eager_attention_forward
+
+    def kernel(module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **kwargs: Any) -> Any:
+        assert mask is None, "a kernel like flash attention, which caps logits, and takes no additive mask"
+        assert kwargs.get("softcap") is None or kwargs["softcap"] == 2.0
+        return eager_attention_forward(module, q, k, v, None, **kwargs)
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "flash_attention_2", kernel)
+    outputs = []
+    for attention in ("eager", "flash_attention_2"):
+        model: Any = zoo.build("videoprism")
+        model.config._attn_implementation_internal = attention
+        with tokred.patch(model, tokred.ToMe(r=8), verify=False):
+            outputs.append(run(model, zoo.images("videoprism")))
+    torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-5)

@@ -64,27 +64,8 @@ MODELS: dict[str, tuple[Callable[[], Any], str]] = {
         built("SamModel", "SamConfig", vision_config={**SMALL, **PICTURE, "mlp_dim": 48, "output_channels": 16}),
         "in its decoder of masks",
     ),
-    "videoprism": (
-        built(
-            "VideoPrismVisionModel",
-            "VideoPrismVisionConfig",
-            hidden_size=24,
-            intermediate_size=24,
-            num_attention_heads=2,
-            num_spatial_layers=1,
-            num_temporal_layers=1,
-            image_size=36,
-        ),
-        "frames of a patch",
-    ),
     "x-clip": (built("XCLIPVisionModel", "XCLIPVisionConfig", **SMALL, **PICTURE), "class tokens of all frames"),
     "kosmos-2.5": (built(Kosmos2_5VisionModel, Kosmos2_5VisionConfig, **SMALL, head_dim=16), "always finds the eager"),
-    "llama4": (
-        built(
-            "Llama4VisionModel", "Llama4VisionConfig", **SMALL, **PICTURE, intermediate_size=48, vision_output_dim=24
-        ),
-        "one table of rotary positions",
-    ),
     "mllama": (
         built(
             "MllamaVisionModel",

@@ -16,6 +16,7 @@ from . import zoo
 SMALL = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 3, "image_size": 64, "patch_size": 8}
 MLP = {"intermediate_size": 96}
 LABELS = {"num_labels": 7}
+SHUFFLED = {"vision_output_dim": 48, "projector_input_dim": 48, "projector_output_dim": 48, "pixel_shuffle_ratio": 0.5}
 SEGMENTS = {
     "num_hidden_layers": 4,
     "num_blocks": 1,
@@ -148,6 +149,20 @@ MODELS |= {
         },
     ),
     "mlcd": (hf.MLCDVisionModel, hf.MLCDVisionConfig, MLP),
+    "llama4": (hf.Llama4VisionModel, hf.Llama4VisionConfig, {"intermediate_size": 192, **SHUFFLED}),
+    "videoprism": (
+        hf.VideoPrismForVideoClassification,
+        hf.VideoPrismVisionConfig,
+        {
+            **MLP,
+            **LABELS,
+            "num_spatial_layers": 3,
+            "num_temporal_layers": 1,
+            "num_frames": 4,
+            "tubelet_size": [1, 8, 8],
+            "attn_logit_softcapping": 2.0,
+        },
+    ),
     "pix2struct": (
         hf.Pix2StructVisionModel,
         hf.Pix2StructVisionConfig,
@@ -185,11 +200,12 @@ CLIPS = ("videomae", "vivit")
 MASKED = ("idefics2", "idefics3", "smolvlm")  # take a mask of patches
 UNPOOLED = (*MASKED, "pix2struct")
 QUERIES = ("eomt", "eomt-dinov3", "videomt")  # queries join the sequence in front of the last blocks
-DENSE = ("ovis2", "janus", "yolos", "vitpose", "vjepa2", "step3p7", "molmo2", "granite-docling", "gemma4", *QUERIES)
+DENSE = ("ovis2", "janus", "yolos", "vitpose", "vjepa2", "step3p7", "molmo2", "granite-docling", "gemma4", "llama4")
+DENSE += ("videoprism", *QUERIES)
 # the blocks of these hand out a row for every token, whatever they compute
 
 
-EAGER_ONLY = ("git",)
+EAGER_ONLY = ("git", "videoprism")
 LARGER = {"hidden_size": 192, "intermediate_size": 768}  # so that what is counted by blocks is most of the cost
 
 
@@ -226,7 +242,7 @@ def images(name: str, batch: int = 2, side: int = 64) -> dict[str, Tensor]:
             "pixel_attention_mask": torch.ones(batch, 64, dtype=torch.int64),
             "spatial_shapes": torch.tensor([[8, 8]] * batch),
         }
-    if name in ("vjepa2", "videomt"):
+    if name in ("vjepa2", "videomt", "videoprism"):
         return {"pixel_values_videos": torch.randn(batch, 4, 3, side, side, generator=generator)}
     if name == "molmo2":
         return {"pixel_values": torch.randn(batch, 64, 192, generator=generator)}

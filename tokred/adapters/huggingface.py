@@ -14,7 +14,7 @@ from tokred.adapters.base import Adapter, Tower, Undo, linear_size, measure_bloc
 from tokred.adapters.flops import FlopCounter
 from tokred.adapters.huggingface_attention import is_pretrained
 from tokred.adapters.huggingface_blocks import FAMILIES, TEXT_FAMILIES, Family, find_blocks, require_parts
-from tokred.adapters.huggingface_inputs import grid_of, takes_pictures
+from tokred.adapters.huggingface_inputs import takes_pictures
 from tokred.adapters.huggingface_pool import Averaged, one_row_a_patch, reduced_mask, weigh_patches
 from tokred.adapters.huggingface_refused import refusal
 from tokred.adapters.site import Reduction
@@ -53,7 +53,7 @@ class HuggingFaceTower(Tower):
         blocks = tuple(measure_block(block, self.kind.parts) for block in self.blocks)
         suffix = self.kind.suffix(config)
         prefix = self.kind.prefix(config) + suffix  # what stands behind the patches is moved to the front
-        grid = grid_of(config)
+        grid = self.kind.grid(config)
         patches = math.prod(grid)
         shown = int(patches * (1 - getattr(config, "mask_ratio", 0.0)))  # a masked autoencoder shows some, shuffled
         stem = getattr(self.encoder, self.kind.stem)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -15,6 +16,7 @@ from tokred.errors import UnsupportedModelError
 from tokred.ops.proportional import choose_way, proportional_attention
 from tokred.view import Signal
 
+_EAGER = "eager_attention_forward"
 NAME = "tokred"  # in transformers' registry of attention functions
 _CONFIG = "_tokred_config"
 _READERS = "_tokred_readers"  # how many patches read the module
@@ -154,12 +156,14 @@ def attention(
         call.see(module, query, key, value, attention_mask)
         call = call.outer
     name = vars(module)[_CONFIG]._attn_implementation
+    dense = "sdpa" if kwargs.get("softcap") is None else "eager"  # SDPA knows no cap of the logits
     if name == "flex_attention":  # would be compiled anew for every number of tokens
-        name = "sdpa"
+        name = dense
     takes_mask = name in ("eager", None) and not getattr(module.config, _DEAF)
     if attention_mask is not None and attention_mask.ndim == 4 and not takes_mask:
-        name = "sdpa"
-        if attention_mask.shape[1:3] == (1, 1) and attention_mask.is_floating_point():  # one bias for every key
+        name = dense
+        one_for_every_key = attention_mask.shape[1:3] == (1, 1) and attention_mask.is_floating_point()
+        if one_for_every_key and name == "sdpa":
             way = choose_way(query.device, query.dtype, key.shape[2])
             if way != "mask":
                 bias, scale, dropout = attention_mask[:, 0, 0], kwargs.get("scaling"), kwargs.get("dropout", 0.0)
@@ -191,14 +195,20 @@ def _register() -> None:
 def _implementation(module: nn.Module, name: str | None) -> Callable[..., tuple[Tensor, Tensor | None]]:
     functions = _functions_of(module)
     assert functions is not None, "checked when the module was patched"
-    return functions.ALL_ATTENTION_FUNCTIONS.get_interface(name or "eager", functions.eager_attention_forward)
+    return functions.ALL_ATTENTION_FUNCTIONS.get_interface(name or "eager", _eager(type(module), functions))
+
+
+def _eager(attention_class: type[nn.Module], file: Any) -> Callable[..., Any]:
+    """The eager function that a class of attention names; files with several kinds of attention have several."""
+    named = inspect.unwrap(attention_class.forward).__code__.co_names
+    return getattr(file, next((n for n in named if n.endswith(_EAGER) and hasattr(file, n)), _EAGER))
 
 
 def _functions_of(attn: nn.Module) -> Any:
     """The file that defines the class of ``attn``, if it takes its attention function from the registry."""
     for cls in type(attn).__mro__:
         file = sys.modules.get(cls.__module__)
-        if hasattr(file, "ALL_ATTENTION_FUNCTIONS") and hasattr(file, "eager_attention_forward"):
+        if hasattr(file, "ALL_ATTENTION_FUNCTIONS") and hasattr(file, _EAGER):
             return file
     return None
 

@@ -16,13 +16,15 @@ from tokred.adapters.huggingface_inputs import (
     clips,
     flattened_patches,
     frames,
+    grid_of,
+    grid_of_frame,
     padded_patches,
     patches,
     pictures,
     placed_patches,
+    spread_frame,
 )
 from tokred.adapters.parts import BlockParts
-from tokred.adapters.site import select_rows
 from tokred.errors import UnsupportedModelError
 
 
@@ -71,18 +73,22 @@ class _VJepaParts(_Parts):
 
 
 class _OfEveryImage:
-    """Rotary positions of every image [B, N, D], for an attention that takes one table [N, D] and unsqueezes it."""
+    """Rotary positions of every image [B, N, ..], for an attention that takes one table of them and makes it 4-D."""
 
     def __init__(self, rows: Tensor) -> None:
         self.rows = rows
 
     def unsqueeze(self, _dim: int) -> Tensor:
-        """The images are there already."""
+        """The images are there already (MLCD)."""
+        return self.rows
+
+    def view(self, *_shape: int) -> Tensor:
+        """The heads, too (Llama 4)."""
         return self.rows
 
 
-def _rows_of_every_image(table: Tensor, position: Tensor, num_prefix: int) -> _OfEveryImage:
-    return _OfEveryImage(select_rows(table, position, num_prefix))
+def _rows_of_every_image(table: Tensor, position: Tensor, _num_prefix: int) -> _OfEveryImage:
+    return _OfEveryImage(table[position])
 
 
 _COMMON: dict[str, Any] = {
@@ -121,6 +127,15 @@ _DINO = _Parts(
     **{**_COMMON, "indexed": {"attention_mask": "bias", "position_embeddings": "rope"}},
 )
 _MLCD = replace(_CLIP, indexed={"attention_mask": "bias", "position_embeddings": _rows_of_every_image})
+_LLAMA = _Parts(
+    attention=("input_layernorm", "self_attn"),
+    mlp=("post_attention_layernorm", "mlp"),
+    attn="self_attn",
+    indexed={"freqs_ci": _rows_of_every_image},
+    bias=None,
+    returns_tuple=True,
+    reader=HuggingFaceReader(takes_mask=False),
+)
 _STEP = _Parts(
     attention=("layernorm_before", "self_attn", "lambda_1"),
     mlp=("layernorm_after", "mlp", "lambda_2"),
@@ -197,6 +212,10 @@ def find_blocks(encoder: nn.Module) -> list[nn.Module]:
     return list(lists[0]) if len(lists) == 1 else []
 
 
+def _spatial_blocks(encoder: Any) -> list[nn.Module]:
+    return list(encoder.spatial_layers)
+
+
 def _without_queries(model: Any) -> list[nn.Module]:
     return list(model.layers)[: -model.config.num_blocks]
 
@@ -232,6 +251,7 @@ class Family:
         parts: how its blocks are put together.
         stem: name of the module in the encoder that embeds the patches.
         blocks: finds the blocks in the encoder.
+        grid: rows and columns of the patches in a sequence, by config.
         inputs: makes one random picture, by config.
         prefix: tokens in front of the patches, by config.
         has_class_token: the first of them is a class token.
@@ -246,6 +266,7 @@ class Family:
     parts: BlockParts
     stem: str = "embeddings"
     blocks: Callable[[Any], list[nn.Module]] = find_blocks
+    grid: Callable[[Any], tuple[int, ...]] = grid_of
     inputs: Inputs = pictures
     prefix: Callable[[Any], int] = _class_token
     has_class_token: bool = True
@@ -307,7 +328,21 @@ FAMILIES = {
     "videomae": Family("VideoMAE", _BERT, **_NO_PREFIX),
     "vivit": Family("ViViT", _Parts(**_VIT)),
     "vjepa2": Family("V-JEPA 2", _VJEPA, inputs=clips, is_dense=True, counted=True, **_NO_PREFIX),
+    "videoprism_vision_model": Family(
+        "VideoPrism",
+        _Parts(**_VIT),
+        stem="spatial_embeddings",
+        blocks=_spatial_blocks,
+        grid=grid_of_frame,
+        inputs=spread_frame,
+        is_dense=True,  # the blocks over time, behind these, want every patch of every frame
+        counted=True,
+        **_NO_PREFIX,
+    ),
     "mlcd_vision_model": Family("MLCD", _MLCD),
+    "llama4_vision_model": Family(
+        "Llama 4", _LLAMA, stem="patch_embedding", suffix=_class_token, is_dense=True, counted=True, **_NO_PREFIX
+    ),
     "step3p5_vision": Family("Step 3.7", _STEP, is_dense=True, counted=True, **_NO_PREFIX),
     "molmo2_vision": Family(
         "Molmo 2", _CLIP, stem="patch_embedding", inputs=patches, is_dense=True, counted=True, **_NO_PREFIX

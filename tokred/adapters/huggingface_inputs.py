@@ -68,6 +68,17 @@ def frames(config: Any, random: Random) -> dict[str, Any]:
     return {"pixel_values_videos": pictures(config, random)["pixel_values"][:, None]}
 
 
+def grid_of_frame(config: Any) -> tuple[int, ...]:
+    """Rows and columns of patches in one frame of a clip."""
+    return grid_of(config)[1:]
+
+
+def spread_frame(config: Any, random: Random) -> dict[str, Any]:
+    """A clip of one frame, for a model that wants to know that there are fewer than it was made for (VideoPrism)."""
+    size = [side * p for side, p in zip(grid_of(config), patch_of(config), strict=True)][1:]
+    return {"pixel_values_videos": random(1, 1, config.num_channels, *size), "interpolate_pos_encoding": True}
+
+
 def padded_patches(config: Any, random: Random) -> dict[str, Any]:
     """Patches of one picture, with its shape and the mask of its padding."""
     grid = grid_of(config)

@@ -102,8 +102,6 @@ _REASONS: dict[str, tuple[str, ...]] = {
     ),
     "has tokens that stand for whole frames, each made of what an image model gave for it. Patch the image model "
     "inside, if it is supported: model.embedder.vision_model.": ("pe_audio_video_encoder", "pe_video_encoder"),
-    "attends over the patches of a frame and then over the frames of a patch, and needs every patch of every frame in "
-    "between. Take an encoder of one sequence, such as V-JEPA 2 or VideoMAE.": ("videoprism_vision_model",),
     "adds a message to the keys of every block, made of the class tokens of all frames, for which a reduced sequence "
     "has no place. Take an encoder of one sequence, such as V-JEPA 2 or VideoMAE.": ("xclip_vision_model",),
     "has tokens that are keypoints of two pictures, and no patches. Reduce their number when they are detected.": (
@@ -115,11 +113,10 @@ _REASONS: dict[str, tuple[str, ...]] = {
     ),
     "asks the registry of attention functions in a way that always finds the eager one, so its queries and keys cannot "
     f"be read. {_BEHIND}": ("kosmos_2_5_vision_model",),
-    "takes one table of rotary positions for all images of a batch, and reshapes it to that, while every reduced image "
-    f"needs its own. {_BEHIND}": ("llama4_vision_model",),
     "makes one sequence of the tiles of an image, runs it through two stacks with embeddings of tiles in between, and "
     f"hands out states from inside the first. {_BEHIND}": ("mllama_vision_model",),
-    "attends causally under SDPA and not under eager attention, so it is not known what a reduced one should compute. "
+    "attends causally under SDPA, but to all patches under eager attention and beside an image with padding, so it is "
+    "not known what a reduced one should compute. "
     f"{_BEHIND}": ("phi4_multimodal_vision",),
     "takes the feature map of a SAM encoder, and its output is joined to that map or read from queries behind it. "
     f"{_BEHIND}": ("deepseek_ocr2_vision", "unlimited_ocr_vision_encoder"),
