@@ -326,6 +326,27 @@ def test_padding_of_gemma_changes_nothing():
     torch.testing.assert_close(both, torch.cat([alone, short]), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.skipif("unlimited-ocr" not in zoo.MODELS, reason="it came after transformers 5.18")
+def test_an_encoder_that_takes_a_feature_map_is_found_in_the_model_that_makes_the_map():
+    from transformers.models.unlimited_ocr.modeling_unlimited_ocr import (
+        UnlimitedOcrVisionConfig,
+        UnlimitedOcrVisionModel,
+    )
+
+    small = {key: value for key, value in zoo.SMALL.items() if key != "image_size"}
+    sam = {**small, "image_size": 128, "mlp_dim": 48, "output_channels": 16, "downsample_channels": [24, 48]}
+    config = UnlimitedOcrVisionConfig(sam_config=sam, encoder_config={**zoo.SMALL, **zoo.MLP})
+    model, x = UnlimitedOcrVisionModel(config).eval(), torch.randn(2, 3, 128, 128)
+    with torch.no_grad():
+        whole = model(x).last_hidden_state
+        with tokred.patch(model, tokred.ToMe(r=4), trace=True) as handle:
+            assert type(handle.tower.module).__name__ == "UnlimitedOcrVisionEncoder"
+            reduced = model(x).last_hidden_state
+            assert handle.trace.tokens_per_layer == [13, 9, 5]
+    assert reduced.shape == whole.shape
+    assert difference(reduced, whole) > 1e-6
+
+
 def test_a_patched_model_survives_pickling_into_another_process(tmp_path):
     model, x = zoo.build("vit"), zoo.images("vit")
     with tokred.patch(model, tokred.TopK(keep=0.5)):

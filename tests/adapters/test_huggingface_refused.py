@@ -98,7 +98,7 @@ MODELS: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "deepseek-ocr-2": (
         built(DeepseekOcr2VisionModel, DeepseekOcr2VisionConfig, sam_config=SAM, encoder_config=TEXT),
-        "the feature map of a SAM encoder",
+        "puts queries behind the feature map",
     ),
 }
 

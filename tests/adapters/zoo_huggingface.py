@@ -180,10 +180,17 @@ MODELS |= {
 }
 NEWER: set[str] = set()  # families that the installed transformers does not have
 if hasattr(hf, "GraniteDoclingVisionModel"):
+    from transformers.models.unlimited_ocr import modeling_unlimited_ocr as unlimited
+
     MODELS["granite-docling"] = (
         hf.GraniteDoclingVisionModel,
         hf.GraniteDoclingVisionConfig,
         {**MLP, "out_hidden_size": 64, "deepstack_visual_indexes": [0, 1], "use_fine_route": False},
+    )
+    MODELS["unlimited-ocr"] = (
+        unlimited.UnlimitedOcrVisionEncoder,
+        unlimited.UnlimitedOcrVisionEncoderConfig,
+        MLP,
     )
     MODELS["molmo2"] = (
         hf.Molmo2VisionModel,
@@ -191,7 +198,7 @@ if hasattr(hf, "GraniteDoclingVisionModel"):
         {**MLP, "num_key_value_heads": 3, "head_dim": 16, "image_size": [64, 64]},
     )
 else:
-    NEWER = {"granite_docling_vision", "molmo2_vision"}
+    NEWER = {"granite_docling_vision", "molmo2_vision", "unlimited_ocr_vision_encoder"}
 NAMELESS = set() if hf.Ovis2VisionConfig.model_type else {"ovis2_vision"}  # transformers 5.18 does not name it
 if NAMELESS:
     del MODELS["ovis2"]
@@ -201,7 +208,7 @@ MASKED = ("idefics2", "idefics3", "smolvlm")  # take a mask of patches
 UNPOOLED = (*MASKED, "pix2struct")
 QUERIES = ("eomt", "eomt-dinov3", "videomt")  # queries join the sequence in front of the last blocks
 DENSE = ("ovis2", "janus", "yolos", "vitpose", "vjepa2", "step3p7", "molmo2", "granite-docling", "gemma4", "llama4")
-DENSE += ("videoprism", *QUERIES)
+DENSE += ("videoprism", "unlimited-ocr", *QUERIES)
 # the blocks of these hand out a row for every token, whatever they compute
 
 
@@ -244,6 +251,8 @@ def images(name: str, batch: int = 2, side: int = 64) -> dict[str, Tensor]:
         }
     if name in ("vjepa2", "videomt", "videoprism"):
         return {"pixel_values_videos": torch.randn(batch, 4, 3, side, side, generator=generator)}
+    if name == "unlimited-ocr":
+        return {"patch_embeds": torch.randn(batch, 48, side // 8, side // 8, generator=generator)}
     if name == "molmo2":
         return {"pixel_values": torch.randn(batch, 64, 192, generator=generator)}
     if name == "gemma4":

@@ -14,7 +14,7 @@ from tokred.adapters.base import Adapter, Tower, Undo, linear_size, measure_bloc
 from tokred.adapters.flops import FlopCounter
 from tokred.adapters.huggingface_attention import is_pretrained
 from tokred.adapters.huggingface_blocks import FAMILIES, TEXT_FAMILIES, Family, find_blocks, require_parts
-from tokred.adapters.huggingface_inputs import takes_pictures
+from tokred.adapters.huggingface_inputs import same_pictures, takes_pictures
 from tokred.adapters.huggingface_pool import Averaged, one_row_a_patch, reduced_mask, weigh_patches
 from tokred.adapters.huggingface_refused import refusal
 from tokred.adapters.site import Reduction
@@ -172,7 +172,7 @@ class HuggingFaceAdapter(Adapter):
             return None
         encoder, kind = found[0]
         blocks = kind.blocks(encoder)
-        if not blocks:
+        if not blocks or not same_pictures(module, encoder):
             return None
         for block in blocks:
             require_parts(block, kind)

@@ -14,6 +14,7 @@ from tokred.adapters.huggingface_attention import HuggingFaceReader, dense_mask
 from tokred.adapters.huggingface_inputs import (
     Inputs,
     clips,
+    feature_map,
     flattened_patches,
     frames,
     grid_of,
@@ -348,6 +349,7 @@ FAMILIES = {
         "Molmo 2", _CLIP, stem="patch_embedding", inputs=patches, is_dense=True, counted=True, **_NO_PREFIX
     ),
     "granite_docling_vision": Family("Granite Docling", _CLIP, is_dense=True, counted=True, **_NO_PREFIX),
+    "unlimited_ocr_vision_encoder": Family("Unlimited OCR", _CLIP, inputs=feature_map, is_dense=True, counted=True),
     "gemma4_vision": Family(
         "Gemma 4", _GEMMA, stem="patch_embedder", inputs=placed_patches, is_dense=True, counted=True, **_NO_PREFIX
     ),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 Random = Callable[..., Tensor]
 Inputs = Callable[[Any, Random], dict[str, Any]]
 
-PICTURES = ("pixel_values", "pixel_values_videos", "flattened_patches")
+PICTURES = ("pixel_values", "pixel_values_videos", "flattened_patches", "patch_embeds")
 """Arguments that bring pictures, or patches cut out of them."""
 BESIDE = ("pixel_attention_mask", "spatial_shapes", "pixel_position_ids")
 """What a forward may need beside them."""
@@ -21,11 +21,21 @@ BESIDE = ("pixel_attention_mask", "spatial_shapes", "pixel_position_ids")
 
 def takes_pictures(module: nn.Module) -> bool:
     """Whether a model can be run on pictures, and what some need beside them, without words or masks."""
-    arguments = list(inspect.signature(type(module).forward).parameters.values())[1:]
+    arguments = _arguments(module)
     needed = [a.name for a in arguments if a.default is a.empty and a.kind is a.POSITIONAL_OR_KEYWORD]
     names = [a.name for a in arguments]
     words = any("input_ids" in name for name in names)
     return any(name in PICTURES for name in names) and not words and all(n in PICTURES + BESIDE for n in needed)
+
+
+def same_pictures(module: nn.Module, encoder: nn.Module) -> bool:
+    """Whether a model takes its pictures in the way that the encoder inside does."""
+    names = {a.name for a in _arguments(module)} & {a.name for a in _arguments(encoder)}
+    return any(name in PICTURES for name in names)
+
+
+def _arguments(module: nn.Module) -> list[inspect.Parameter]:
+    return list(inspect.signature(type(module).forward).parameters.values())[1:]
 
 
 def patch_of(config: Any) -> tuple[int, ...]:
@@ -77,6 +87,11 @@ def spread_frame(config: Any, random: Random) -> dict[str, Any]:
     """A clip of one frame, for a model that wants to know that there are fewer than it was made for (VideoPrism)."""
     size = [side * p for side, p in zip(grid_of(config), patch_of(config), strict=True)][1:]
     return {"pixel_values_videos": random(1, 1, config.num_channels, *size), "interpolate_pos_encoding": True}
+
+
+def feature_map(config: Any, random: Random) -> dict[str, Any]:
+    """A feature map in the place of embedded patches."""
+    return {"patch_embeds": random(1, config.hidden_size, *grid_of(config))}
 
 
 def padded_patches(config: Any, random: Random) -> dict[str, Any]:

@@ -118,8 +118,8 @@ _REASONS: dict[str, tuple[str, ...]] = {
     "attends causally under SDPA, but to all patches under eager attention and beside an image with padding, so it is "
     "not known what a reduced one should compute. "
     f"{_BEHIND}": ("phi4_multimodal_vision",),
-    "takes the feature map of a SAM encoder, and its output is joined to that map or read from queries behind it. "
-    f"{_BEHIND}": ("deepseek_ocr2_vision", "unlimited_ocr_vision_encoder"),
+    "puts queries behind the feature map of a SAM encoder, which see each other causally and the map as a whole, and "
+    f"hands out nothing but them. {_BEHIND}": ("deepseek_ocr2_vision",),
 }
 
 REFUSED = {model_type: reason for reason, model_types in _REASONS.items() for model_type in model_types}
