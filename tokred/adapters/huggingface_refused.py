@@ -57,8 +57,8 @@ _REASONS: dict[str, tuple[str, ...]] = {
         "segformer",
         "swin",
     ),
-    "attends on the feature map of another network, of which every place must stay. Give it a backbone that is "
-    "supported, such as DINOv2, and patch that, or leave it as it is.": (
+    "attends on a feature map that other layers made, of which every place must stay. If it has a backbone that can be "
+    "chosen, take one that is supported, such as DINOv2, and patch that.": (
         "conditional_detr",
         "d_fine",
         "deformable_detr",
@@ -94,12 +94,14 @@ _REASONS: dict[str, tuple[str, ...]] = {
     ),
     "sends words and pictures through the same layers, so there is no stack of blocks over patches alone. Take a "
     "multimodal model with an image encoder of its own, such as LLaVA.": (
-        "bridgetower",
         "chameleon",
-        "idefics",
         "neomme",
         "udop",
     ),
+    "attends to patches by nn.MultiheadAttention; transformers' interface is only used where words and pictures meet. "
+    f"{_OTHER}": ("bridgetower",),
+    "reads pictures in a vision transformer that is no PreTrainedModel, so that it cannot be run by itself and tried. "
+    f"{_BEHIND}": ("idefics",),
     "has tokens that stand for whole frames, each made of what an image model gave for it. Patch the image model "
     "inside, if it is supported: model.embedder.vision_model.": ("pe_audio_video_encoder", "pe_video_encoder"),
     "adds a message to the keys of every block, made of the class tokens of all frames, for which a reduced sequence "
