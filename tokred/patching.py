@@ -147,7 +147,7 @@ def patch(
     if reduction.modules:
         reduction.modules.to(device_of(found.module)).eval()
         _warn_if_untrained(method)
-    before = _forward(found) if verify else None
+    before = found.evaluate() if verify else None
     handle = Handle(bare, found, reduction, [])
     try:
         _install(handle)
@@ -255,24 +255,12 @@ def _install(handle: Handle) -> None:
     undo += tower.install(reduction)
 
 
-def _forward(tower: Tower) -> Tensor:
-    """Run the tower on its example as in evaluation, and leave modes as they were."""
-    training = {module: module.training for module in tower.module.modules()}
-    tower.module.eval()
-    try:
-        with torch.no_grad():
-            return tower.run(tower.example())
-    finally:
-        for module, mode in training.items():
-            module.training = mode
-
-
 def _verify(handle: Handle, before: Tensor) -> None:
     """Prove the patch on a tiny input: nothing changes while nothing is reduced, and the counts are the schedule's."""
     tower, reduction = handle.tower, handle.reduction
     reduction.idle = True
     try:
-        idle = _forward(tower)
+        idle = tower.evaluate()
     finally:
         reduction.idle = False
     scale = float(before.float().abs().max()) or 1.0
@@ -287,7 +275,7 @@ def _verify(handle: Handle, before: Tensor) -> None:
     wanted = list(handle.schedule.tokens(tower.shape.num_tokens))
     traced, reduction.trace = reduction.trace, True
     try:
-        _forward(tower)
+        tower.evaluate()
         found = Trace(reduction.last, tower.shape).tokens_per_layer if reduction.last is not None else wanted
     finally:
         reduction.trace, reduction.last = traced, None

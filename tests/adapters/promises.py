@@ -51,14 +51,19 @@ def tokens_seen(model: nn.Module, x: Any) -> Seen:
     """Count the tokens by forward hooks, and run the model."""
     blocks, mlps, hooks = [], [], []
     for block in find_tower(model).blocks:
-        hooks.append(block.register_forward_pre_hook(lambda _m, inputs: blocks.append(inputs[0].shape[1])))
+        hooks.append(block.register_forward_pre_hook(lambda *given: blocks.append(_tokens(*given)), with_kwargs=True))
         mlp = next((m for name, m in block.named_modules() if name in MLPS), block)
-        hooks.append(mlp.register_forward_pre_hook(lambda _m, inputs: mlps.append(inputs[0].shape[1])))
+        hooks.append(mlp.register_forward_pre_hook(lambda *given: mlps.append(_tokens(*given)), with_kwargs=True))
     try:
         return Seen(blocks, mlps, run(model, x))
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _tokens(_module: nn.Module, inputs: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> int:
+    """Tokens in the first input."""
+    return next(iter([*inputs, *kwargs.values()])).shape[1]
 
 
 class Same:
@@ -209,7 +214,11 @@ def survivors_are_exact(model: nn.Module, x: Any) -> None:
 def last_tokens(model: nn.Module, x: Any) -> Tensor:
     """What leaves the last block [B, N, C]."""
     found: list[Tensor] = []
-    hook = find_tower(model).blocks[-1].register_forward_hook(lambda _m, _i, output: found.append(output))
+    hook = (
+        find_tower(model)
+        .blocks[-1]
+        .register_forward_hook(lambda _m, _i, output: found.append(output[0] if isinstance(output, tuple) else output))
+    )
     try:
         run(model, x)
     finally:

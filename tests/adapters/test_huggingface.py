@@ -24,14 +24,14 @@ from .promises import difference, keeps_promises, last_tokens, run, survivors_ar
 NAMES = list(zoo.MODELS)
 # one of every way to build a block, to pool and to number the tokens in front
 STRUCTURES = ("vit", "deit", "ijepa", "beit", "beit-shared", "clip", "siglip", "siglip2", "dinov3", "aimv2")
-STRUCTURES += ("blip2", "sapiens2", "yolos", "videomae")
+STRUCTURES += ("blip2", "sapiens2", "yolos", "videomae", "vjepa2", "mlcd")
 POOLED = [name for name in NAMES if name not in zoo.DENSE + zoo.UNPOOLED]
 OTHERS = [name for name in tokred.methods() if name != "tome"]
 
 
 def test_every_family_has_a_model_in_the_zoo():
     found = {find_tower(zoo.build(name)).encoder.config.model_type for name in NAMES}
-    assert found == set(FAMILIES) - zoo.NAMELESS
+    assert found == set(FAMILIES) - zoo.NAMELESS - zoo.NEWER
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -72,7 +72,9 @@ def test_a_merged_token_counts_in_the_pool_for_all_of_its_patches(name):
     torch.testing.assert_close(by_size, by_copies, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["vit", "siglip", "dinov3", "beit", "blip2", "sapiens2", "yolos"])
+@pytest.mark.parametrize(
+    "name", ["vit", "siglip", "dinov3", "beit", "blip2", "sapiens2", "yolos", "vjepa2", "mlcd", "llama4"]
+)
 @pytest.mark.parametrize("method", ["tome", "topk", "zerotprune"])
 def test_eager_and_sdpa_attention_agree(name, method):
     outputs = []
@@ -125,7 +127,10 @@ def test_two_models_of_one_config_stay_independent():
         assert torch.equal(run(second, x), before)
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n not in ("vitpose", "ovis2")])  # which give none, or squares
+# these give none, or squares, or those of the layers behind as well
+@pytest.mark.parametrize(
+    "name", [n for n in NAMES if n not in ("vitpose", "ovis2", "gemma4", "videoprism", *zoo.QUERIES)]
+)
 def test_hidden_states_are_short_or_of_full_length_on_request(name):
     model, x = zoo.build(name), zoo.images(name)
     tokens = find_tower(model).shape.num_tokens
@@ -197,6 +202,8 @@ def test_dense_models_get_a_row_for_every_patch(model_class, config):
         ("blip2", tokred.ToMe(r=8)),
         ("yolos", tokred.ToMe(r=8)),
         ("videomae", tokred.ToMe(r=2)),
+        ("vjepa2", tokred.ToMe(r=2)),
+        ("mlcd", tokred.ToMe(r=8)),
     ],
 )
 def test_checkpointing_gives_the_same_gradients(name, method, full_length):
@@ -212,6 +219,7 @@ def test_checkpointing_gives_the_same_gradients(name, method, full_length):
             norm.register_forward_hook(lambda *_, calls=calls: calls.append(1))
         torch.manual_seed(0)  # for stochastic depth, and for the noise that DINOv3 adds to positions
         with tokred.patch(model, method, full_length=full_length, verify=False):
+            calls.clear()  # a run that counts the cost
             output = model(**zoo.images(name))
             (output.logits if "logits" in output else output.pooler_output).square().sum().backward()
         assert len(calls) == (6 if checkpointing else 3), "every block runs again in backward"
@@ -223,7 +231,7 @@ def test_checkpointing_gives_the_same_gradients(name, method, full_length):
 
 @pytest.mark.parametrize(
     ("name", "method"),
-    [("siglip", tokred.TopK(keep=0.5)), ("blip2", tokred.ToMe(r=8)), ("yolos", tokred.ToMe(r=8))],
+    [("siglip", tokred.TopK(keep=0.5)), ("blip2", tokred.ToMe(r=8)), ("vjepa2", tokred.ToMe(r=2))],
 )
 def test_threads_do_not_see_each_other(name, method):
     model = zoo.build(name)
@@ -256,7 +264,7 @@ def test_images_of_different_shapes_are_reduced_as_they_are_alone():
         torch.testing.assert_close(run(model, small), run(model, other), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", zoo.UNPOOLED)
+@pytest.mark.parametrize("name", zoo.MASKED)
 def test_what_a_patch_mask_hides_changes_nothing(name):
     model, x = zoo.build(name), zoo.images(name)
     mask = torch.ones(2, 8, 8, dtype=torch.bool)
@@ -289,6 +297,54 @@ def test_a_pool_without_mask_sees_no_dropped_token_in_full_length(method):
         with tokred.patch(model, tokred.create_method(method), full_length=full_length):
             outputs.append(run(model, x))
     torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-5)
+
+
+def test_the_predictor_of_vjepa_gets_a_row_for_every_patch():
+    knobs = {**zoo.SMALL, **zoo.MODELS["vjepa2"][2]}
+    del knobs["image_size"]
+    model, x = hf.VJEPA2Model(hf.VJEPA2Config(**knobs)).eval(), zoo.images("vjepa2")
+    with torch.no_grad():
+        whole = model(**x).predictor_output.last_hidden_state
+        with tokred.patch(model, tokred.ToMe(r=4), trace=True) as handle:
+            reduced = model(**x).predictor_output.last_hidden_state
+            assert handle.trace.tokens_per_layer == [28, 24, 20]
+    assert reduced.shape == whole.shape
+    assert difference(reduced, whole) > 1e-6
+
+
+def test_padding_of_gemma_changes_nothing():
+    model, x = zoo.build("gemma4"), zoo.images("gemma4", 1)
+    small = {key: value.clone() for key, value in x.items()}
+    small["pixel_position_ids"][:, 512:] = -1
+    small["pixel_values"][:, 512:] = 7.0
+    other = {**small, "pixel_values": small["pixel_values"].clone()}
+    other["pixel_values"][:, 512:] = -3.0
+    batch = {key: torch.cat([x[key], small[key]]) for key in x}
+    with torch.no_grad(), tokred.patch(model, tokred.ToMe(r=9)):
+        alone, short, same, both = (model(**inputs).last_hidden_state for inputs in (x, small, other, batch))
+    torch.testing.assert_close(short, same, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(both, torch.cat([alone, short]), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif("unlimited-ocr" not in zoo.MODELS, reason="it came after transformers 5.18")
+def test_an_encoder_that_takes_a_feature_map_is_found_in_the_model_that_makes_the_map():
+    from transformers.models.unlimited_ocr.modeling_unlimited_ocr import (
+        UnlimitedOcrVisionConfig,
+        UnlimitedOcrVisionModel,
+    )
+
+    small = {key: value for key, value in zoo.SMALL.items() if key != "image_size"}
+    sam = {**small, "image_size": 128, "mlp_dim": 48, "output_channels": 16, "downsample_channels": [24, 48]}
+    config = UnlimitedOcrVisionConfig(sam_config=sam, encoder_config={**zoo.SMALL, **zoo.MLP})
+    model, x = UnlimitedOcrVisionModel(config).eval(), torch.randn(2, 3, 128, 128)
+    with torch.no_grad():
+        whole = model(x).last_hidden_state
+        with tokred.patch(model, tokred.ToMe(r=4), trace=True) as handle:
+            assert type(handle.tower.module).__name__ == "UnlimitedOcrVisionEncoder"
+            reduced = model(x).last_hidden_state
+            assert handle.trace.tokens_per_layer == [13, 9, 5]
+    assert reduced.shape == whole.shape
+    assert difference(reduced, whole) > 1e-6
 
 
 def test_a_patched_model_survives_pickling_into_another_process(tmp_path):
@@ -392,8 +448,12 @@ def test_other_models_are_refused_by_name():
         (hf.YolosModel, hf.YolosConfig, {**zoo.MLP, "image_size": [64, 64]}, "between its blocks"),
         (hf.VitPoseBackbone, hf.VitPoseBackboneConfig, {"num_experts": 2, "part_features": 8}, "one of 2 experts"),
         (hf.Phi4MultimodalVisionModel, hf.Phi4MultimodalVisionConfig, zoo.MLP, "causally under SDPA"),
-        (hf.MLCDVisionModel, hf.MLCDVisionConfig, zoo.MLP, "one table of rotary positions"),
-        (hf.SamVisionModel, hf.SamVisionConfig, {"mlp_dim": 96}, "no adapter for blocks of class SamVisionLayer"),
+        (
+            hf.SamVisionModel,
+            hf.SamVisionConfig,
+            {"mlp_dim": 96},
+            "no adapter for blocks of class SamVisionLayer",
+        ),
     ],
 )
 def test_models_of_known_make_that_would_come_out_wrong_are_refused_with_the_reason(

@@ -37,6 +37,9 @@ def flash(monkeypatch):
 def padded(name: str) -> dict[str, Any]:
     """Two images, of which the second has padding."""
     x = zoo.images(name)
+    if name == "pix2struct":
+        x["flattened_patches"][1, 40:] = 0.0
+        return x
     if name != "siglip2":
         mask = torch.ones(2, 8, 8, dtype=torch.bool)
         mask[1, 5:], mask[1, :, 6:] = False, False
@@ -60,7 +63,8 @@ def test_padding_is_hidden_under_flash_attention_as_under_sdpa(name, method, fla
         outputs.append((whole, reduced))
         assert difference(reduced, whole) > 1e-4
     x = padded(name)
-    real = (x["pixel_attention_mask"] if name == "siglip2" else x["patch_attention_mask"]).flatten(1).bool()
+    real = next((x[key].flatten(1) for key in ("pixel_attention_mask", "patch_attention_mask") if key in x), None)
+    real = x["flattened_patches"].sum(dim=2) != 0 if real is None else real.bool()
     for sdpa, other in zip(*outputs, strict=True):
         torch.testing.assert_close(other[real], sdpa[real], rtol=1e-4, atol=1e-5)
 
@@ -75,3 +79,21 @@ def run_with(attention: str, method: Any) -> Tensor:
     model = zoo.build("vit", attention)
     with tokred.patch(model, method):
         return run(model, zoo.images("vit"))
+
+
+def test_a_capped_attention_keeps_its_cap_where_sizes_are_added(monkeypatch):
+    from transformers.models.videoprism.modeling_videoprism import eager_attention_forward
+
+    def kernel(module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **kwargs: Any) -> Any:
+        assert mask is None, "a kernel like flash attention, which caps logits, and takes no additive mask"
+        assert kwargs.get("softcap") is None or kwargs["softcap"] == 2.0
+        return eager_attention_forward(module, q, k, v, None, **kwargs)
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "flash_attention_2", kernel)
+    outputs = []
+    for attention in ("eager", "flash_attention_2"):
+        model: Any = zoo.build("videoprism")
+        model.config._attn_implementation_internal = attention
+        with tokred.patch(model, tokred.ToMe(r=8), verify=False):
+            outputs.append(run(model, zoo.images("videoprism")))
+    torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-5)

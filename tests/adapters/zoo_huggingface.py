@@ -16,6 +16,14 @@ from . import zoo
 SMALL = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 3, "image_size": 64, "patch_size": 8}
 MLP = {"intermediate_size": 96}
 LABELS = {"num_labels": 7}
+SHUFFLED = {"vision_output_dim": 48, "projector_input_dim": 48, "projector_output_dim": 48, "pixel_shuffle_ratio": 0.5}
+SEGMENTS = {
+    "num_hidden_layers": 4,
+    "num_blocks": 1,
+    "num_queries": 5,
+    "num_upscale_blocks": 1,
+    "num_register_tokens": 2,
+}
 
 # name: class of the model, class of the config, what is not as in SMALL
 MODELS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
@@ -124,16 +132,87 @@ MODELS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
         {**MLP, **LABELS, "num_frames": 4, "tubelet_size": [2, 16, 16]},
     ),
 }
+MODELS |= {
+    "vjepa2": (
+        hf.VJEPA2ForVideoClassification,
+        hf.VJEPA2Config,
+        {
+            **LABELS,
+            "mlp_ratio": 2,
+            "patch_size": 16,
+            "crop_size": 64,
+            "frames_per_clip": 4,
+            "num_pooler_layers": 1,
+            "pred_hidden_size": 24,
+            "pred_num_attention_heads": 1,
+            "pred_num_hidden_layers": 1,
+        },
+    ),
+    "mlcd": (hf.MLCDVisionModel, hf.MLCDVisionConfig, MLP),
+    "llama4": (hf.Llama4VisionModel, hf.Llama4VisionConfig, {"intermediate_size": 192, **SHUFFLED}),
+    "videoprism": (
+        hf.VideoPrismForVideoClassification,
+        hf.VideoPrismVisionConfig,
+        {
+            **MLP,
+            **LABELS,
+            "num_spatial_layers": 3,
+            "num_temporal_layers": 1,
+            "num_frames": 4,
+            "tubelet_size": [1, 8, 8],
+            "attn_logit_softcapping": 2.0,
+        },
+    ),
+    "pix2struct": (
+        hf.Pix2StructVisionModel,
+        hf.Pix2StructVisionConfig,
+        {"d_ff": 96, "d_kv": 16, "seq_len": 64, "patch_embed_hidden_size": 192},
+    ),
+    "eomt": (hf.EomtForUniversalSegmentation, hf.EomtConfig, {**SEGMENTS, "mlp_ratio": 2}),
+    "videomt": (hf.VideomtForUniversalSegmentation, hf.VideomtConfig, {**SEGMENTS, "mlp_ratio": 2}),
+    "eomt-dinov3": (hf.EomtDinov3ForUniversalSegmentation, hf.EomtDinov3Config, {**SEGMENTS, **MLP}),
+    "gemma4": (
+        hf.Gemma4VisionModel,
+        hf.Gemma4VisionConfig,
+        {**MLP, "head_dim": 16, "num_key_value_heads": 3, "pooling_kernel_size": 2, "standardize": True},
+    ),
+    "step3p7": (hf.Step3p7VisionModel, hf.Step3p7VisionConfig, {"mlp_ratio": 2.0}),
+}
+NEWER: set[str] = set()  # families that the installed transformers does not have
+if hasattr(hf, "GraniteDoclingVisionModel"):
+    from transformers.models.unlimited_ocr import modeling_unlimited_ocr as unlimited
+
+    MODELS["granite-docling"] = (
+        hf.GraniteDoclingVisionModel,
+        hf.GraniteDoclingVisionConfig,
+        {**MLP, "out_hidden_size": 64, "deepstack_visual_indexes": [0, 1], "use_fine_route": False},
+    )
+    MODELS["unlimited-ocr"] = (
+        unlimited.UnlimitedOcrVisionEncoder,
+        unlimited.UnlimitedOcrVisionEncoderConfig,
+        MLP,
+    )
+    MODELS["molmo2"] = (
+        hf.Molmo2VisionModel,
+        hf.Molmo2VisionConfig,
+        {**MLP, "num_key_value_heads": 3, "head_dim": 16, "image_size": [64, 64]},
+    )
+else:
+    NEWER = {"granite_docling_vision", "molmo2_vision", "unlimited_ocr_vision_encoder"}
 NAMELESS = set() if hf.Ovis2VisionConfig.model_type else {"ovis2_vision"}  # transformers 5.18 does not name it
 if NAMELESS:
     del MODELS["ovis2"]
 
 CLIPS = ("videomae", "vivit")
-UNPOOLED = ("idefics2", "idefics3", "smolvlm")
-DENSE = ("ovis2", "janus", "yolos", "vitpose")  # their blocks hand out a row for every token, whatever they compute
+MASKED = ("idefics2", "idefics3", "smolvlm")  # take a mask of patches
+UNPOOLED = (*MASKED, "pix2struct")
+QUERIES = ("eomt", "eomt-dinov3", "videomt")  # queries join the sequence in front of the last blocks
+DENSE = ("ovis2", "janus", "yolos", "vitpose", "vjepa2", "step3p7", "molmo2", "granite-docling", "gemma4", "llama4")
+DENSE += ("videoprism", "unlimited-ocr", *QUERIES)
+# the blocks of these hand out a row for every token, whatever they compute
 
 
-EAGER_ONLY = ("git",)
+EAGER_ONLY = ("git", "videoprism")
 LARGER = {"hidden_size": 192, "intermediate_size": 768}  # so that what is counted by blocks is most of the cost
 
 
@@ -144,6 +223,10 @@ def build(name: str, attention: str = "sdpa", **changes: Any) -> nn.Module:
     if name == "siglip2":
         knobs.pop("image_size")
     if name == "vivit":
+        knobs.pop("patch_size")
+    if name in ("vjepa2", "pix2struct", "gemma4"):
+        knobs.pop("image_size")
+    if name == "pix2struct":
         knobs.pop("patch_size")
     attention = "eager" if name in EAGER_ONLY else attention
     model = model_class._from_config(config_class(**knobs), attn_implementation=attention).eval()
@@ -166,6 +249,19 @@ def images(name: str, batch: int = 2, side: int = 64) -> dict[str, Tensor]:
             "pixel_attention_mask": torch.ones(batch, 64, dtype=torch.int64),
             "spatial_shapes": torch.tensor([[8, 8]] * batch),
         }
+    if name in ("vjepa2", "videomt", "videoprism"):
+        return {"pixel_values_videos": torch.randn(batch, 4, 3, side, side, generator=generator)}
+    if name == "unlimited-ocr":
+        return {"patch_embeds": torch.randn(batch, 48, side // 8, side // 8, generator=generator)}
+    if name == "molmo2":
+        return {"pixel_values": torch.randn(batch, 64, 192, generator=generator)}
+    if name == "gemma4":
+        places = torch.cartesian_prod(torch.arange(32), torch.arange(32)).flip(1)
+        pixels = torch.rand(batch, 1024, 192, generator=generator)
+        return {"pixel_values": pixels, "pixel_position_ids": places.expand(batch, -1, -1)}
+    if name == "pix2struct":
+        places = 1.0 + torch.cartesian_prod(torch.arange(8), torch.arange(8)).expand(batch, -1, -1)
+        return {"flattened_patches": torch.cat([places, torch.randn(batch, 64, 192, generator=generator)], dim=2)}
     if name in CLIPS:
         return {"pixel_values": torch.randn(batch, 4, 3, side, side, generator=generator)}
     noise = {"noise": torch.rand(batch, 64, generator=generator)} if name == "vit-mae" else {}

@@ -60,6 +60,17 @@ class Tower(ABC):
     def run(self, example: Any) -> Tensor:
         """Run the tower on :meth:`example`."""
 
+    def evaluate(self) -> Tensor:
+        """Run the tower on its example as in evaluation, and leave modes as they were."""
+        training = {module: module.training for module in self.module.modules()}
+        self.module.eval()
+        try:
+            with torch.no_grad():
+                return self.run(self.example())
+        finally:
+            for module, mode in training.items():
+                module.training = mode
+
     def install(self, reduction: Reduction) -> list[Undo]:
         """Adapt what surrounds the blocks (pooling, intermediate features); returns what takes it back."""
         return []
@@ -77,6 +88,10 @@ class Adapter(ABC):
     def text_tower(self, module: nn.Module) -> Tower | None:
         """The text tower that ``module`` itself is, or ``None`` if this family does not know it."""
         return None
+
+    def refusal(self, model: nn.Module) -> str:
+        """Why no encoder in ``model`` can be reduced, and what to try; empty where this family does not know."""
+        return ""
 
     @abstractmethod
     def supported(self) -> list[str]:
@@ -134,6 +149,10 @@ def find_tower(model: nn.Module, kind: Literal["vision", "text"] = "vision") -> 
             f"{type(model).__name__} has no text tower that is known here. Text towers are supported in CLIP-like "
             "models of open_clip and transformers; leave tower='text' out to reduce the vision tower."
         )
+    for adapter in registry.all():
+        refusal = adapter.refusal(model)
+        if refusal:
+            raise UnsupportedModelError(f"{type(model).__name__}: {refusal}")
     supported = "; ".join(f"{a.name}: {', '.join(a.supported())}" for a in registry.all())
     raise UnsupportedModelError(
         f"{type(model).__name__}: no adapter for {_suspects(model)}. Supported: {supported}. "

@@ -11,9 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from tokred.adapters.base import Adapter, Tower, Undo, linear_size, measure_block, registry
+from tokred.adapters.flops import FlopCounter
 from tokred.adapters.huggingface_attention import is_pretrained
-from tokred.adapters.huggingface_blocks import FAMILIES, REFUSED, TEXT_FAMILIES, Family, find_blocks, require_parts
+from tokred.adapters.huggingface_blocks import FAMILIES, TEXT_FAMILIES, Family, find_blocks, require_parts
+from tokred.adapters.huggingface_inputs import same_pictures, takes_pictures
 from tokred.adapters.huggingface_pool import Averaged, one_row_a_patch, reduced_mask, weigh_patches
+from tokred.adapters.huggingface_refused import refusal
 from tokred.adapters.site import Reduction
 from tokred.adapters.surroundings import RunningMethod, SizedKeys
 from tokred.errors import UnsupportedModelError
@@ -25,6 +28,7 @@ _READS_POOLED += ("DeiTForImageClassification", "DeiTForImageClassificationWithT
 _AVERAGES = ("Dinov2ForImageClassification", "Dinov2WithRegistersForImageClassification", "IJepaForImageClassification")
 _AVERAGES += ("CLIPForImageClassification", "MetaClip2ForImageClassification", "SiglipForImageClassification")
 _AVERAGES += ("VideoMAEForVideoClassification",)
+_PRODUCTS = (nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
 class HuggingFaceTower(Tower):
@@ -49,11 +53,17 @@ class HuggingFaceTower(Tower):
         blocks = tuple(measure_block(block, self.kind.parts) for block in self.blocks)
         suffix = self.kind.suffix(config)
         prefix = self.kind.prefix(config) + suffix  # what stands behind the patches is moved to the front
-        grid = self._grid()
+        grid = self.kind.grid(config)
         patches = math.prod(grid)
         shown = int(patches * (1 - getattr(config, "mask_ratio", 0.0)))  # a masked autoencoder shows some, shuffled
-        inside = {m for block in self.blocks for m in block.modules()} | set(self.encoder.embeddings.modules())
-        per_token, once = _head_macs(m for m in self.module.modules() if m not in inside)
+        stem = getattr(self.encoder, self.kind.stem)
+        stem_macs = patches * sum(m.weight.numel() for m in stem.modules() if isinstance(m, _PRODUCTS))
+        if self.kind.counted:
+            per_token, once = 0, self._counted() - stem_macs
+        else:
+            inside = {m for block in self.blocks for m in block.modules()} | set(stem.modules())
+            per_token, once = _head_macs(m for m in self.module.modules() if m not in inside)
+            once *= self.kind.head_rows(config, patches)
         is_picture = len(grid) == 2 and not hasattr(config, "mask_ratio") and not suffix
         return ModelShape(
             blocks=blocks,
@@ -62,30 +72,21 @@ class HuggingFaceTower(Tower):
             registers_only=not self.kind.has_class_token,
             grid=(grid[0], grid[1]) if is_picture else None,
             dim=int(config.hidden_size),
-            stem_macs=patches * _patch_weights(self.encoder.embeddings),
-            head_macs=once * self.kind.head_rows(config, patches),
+            stem_macs=stem_macs,
+            head_macs=once,
             head_weights=per_token,
             parameters=sum(p.numel() for p in self.module.parameters()),
         )
 
     def example(self) -> dict[str, Tensor]:
         """One random image or clip, in the keyword arguments of the model."""
-        config, weight = self.encoder.config, next(self.encoder.parameters())
-        generator = torch.Generator().manual_seed(0)
+        weight, generator = next(self.encoder.parameters()), torch.Generator().manual_seed(0)
 
         def random(*shape: int) -> Tensor:
             return torch.randn(*shape, generator=generator).to(weight.device, weight.dtype)
 
-        grid, channels = self._grid(), getattr(config, "num_channels", 3)
-        if not hasattr(config, "num_patches"):
-            size = [side * p for side, p in zip(grid, self._patch(), strict=True)]
-            noise = {"noise": random(1, math.prod(grid))} if hasattr(config, "mask_ratio") else {}
-            return {"pixel_values": random(1, *size[:-2], channels, *size[-2:]), **noise}
-        return {
-            "pixel_values": random(1, math.prod(grid), channels * config.patch_size**2),
-            "pixel_attention_mask": torch.ones(1, math.prod(grid), dtype=torch.int64, device=weight.device),
-            "spatial_shapes": torch.tensor([grid], device=weight.device),
-        }
+        taken = inspect.signature(type(self.module).forward).parameters
+        return {k: v for k, v in self.kind.inputs(self.encoder.config, random).items() if k in taken}
 
     def run(self, example: Mapping[str, Tensor]) -> Tensor:
         """Logits, or pooled features, or else the last hidden state."""
@@ -117,9 +118,29 @@ class HuggingFaceTower(Tower):
                 undo.append(module.register_forward_pre_hook(weigh_patches).remove)
         return undo
 
+    def _counted(self) -> int:
+        """Multiply-accumulates before and behind the blocks, counted in a run on the example."""
+        inside, hooks = 0, []
+
+        def add(sign: int) -> None:
+            nonlocal inside
+            inside += sign * counter.get_total_flops()
+
+        with FlopCounter() as counter:
+            for block in self.blocks:
+                hooks.append(block.register_forward_pre_hook(lambda *_: add(-1)))
+                hooks.append(block.register_forward_hook(lambda *_: add(1)))
+            try:
+                self.evaluate()
+            finally:
+                for hook in hooks:
+                    hook.remove()
+        return (counter.get_total_flops() - inside) // 2
+
     def _is_dense(self) -> bool:
         """Whether what comes behind the encoder wants a row for every patch."""
-        if self.kind.is_dense or self.kind.suffix(self.encoder.config):
+        is_backbone = type(self.encoder).__name__.endswith("Backbone")
+        if self.kind.is_dense or self.kind.suffix(self.encoder.config) or is_backbone:
             return True
         if self._averages():
             return False
@@ -136,23 +157,6 @@ class HuggingFaceTower(Tower):
         front, back = self.kind.prefix(self.encoder.config), self.kind.suffix(self.encoder.config)
         return torch.arange(-back, front, device=arguments["pixel_values"].device)[None]
 
-    def _patch(self) -> tuple[int, ...]:
-        """Rows and columns of pixels in a patch; of a clip, frames before them."""
-        config = self.encoder.config
-        tube = getattr(config, "tubelet_size", None)
-        if tube is None:
-            return _pair(config.patch_size)
-        return (tube, *_pair(config.patch_size)) if isinstance(tube, int) else tuple(tube)
-
-    def _grid(self) -> tuple[int, ...]:
-        """Rows and columns of patches; of a clip, layers before them."""
-        config = self.encoder.config
-        if hasattr(config, "num_patches"):
-            return int(config.num_patches**0.5), int(config.num_patches**0.5)
-        patch, size = self._patch(), _pair(config.image_size)
-        size = (config.num_frames, *size) if len(patch) == 3 else size
-        return tuple(s // p for s, p in zip(size, patch, strict=True))
-
 
 class HuggingFaceAdapter(Adapter):
     """Every transformers model that needs nothing but ``pixel_values`` and holds one known encoder."""
@@ -161,17 +165,14 @@ class HuggingFaceAdapter(Adapter):
 
     def tower(self, module: nn.Module) -> Tower | None:
         """A tower if there is exactly one known encoder, all of whose blocks are built as its family's."""
-        if not is_pretrained(module) or not _takes_pictures(module):
+        if not is_pretrained(module) or not takes_pictures(module):
             return None
-        encoders = [m for m in module.modules() if hasattr(m, "embeddings") and hasattr(m, "config")]
-        if len(encoders) != 1:
+        found = [(m, kind) for m in module.modules() if (kind := _kind_of(m)) is not None]
+        if len(found) != 1:
             return None
-        encoder: Any = encoders[0]
-        if encoder.config.model_type in REFUSED:
-            raise UnsupportedModelError(f"{type(module).__name__}: {REFUSED[encoder.config.model_type]}")
-        kind = FAMILIES.get(encoder.config.model_type)
-        blocks = find_blocks(encoder)
-        if kind is None or not blocks:
+        encoder, kind = found[0]
+        blocks = kind.blocks(encoder)
+        if not blocks or not same_pictures(module, encoder):
             return None
         for block in blocks:
             require_parts(block, kind)
@@ -196,6 +197,10 @@ class HuggingFaceAdapter(Adapter):
         for block in blocks:
             require_parts(block, kind)
         return HuggingFaceTextTower(module, module, blocks, kind)
+
+    def refusal(self, model: nn.Module) -> str:
+        """From the table of the encoders that were looked at."""
+        return refusal(model)
 
     def supported(self) -> list[str]:
         """The families."""
@@ -257,13 +262,10 @@ def _explicit_mask(
     return inputs, {**kwargs, "attention_mask": mask, "is_causal": False}
 
 
-def _takes_pictures(module: nn.Module) -> bool:
-    """Whether a model can be run on ``pixel_values``, and what SigLIP 2 needs beside them, without words or masks."""
-    arguments = inspect.signature(type(module).forward).parameters
-    known = ("self", "pixel_values", "pixel_attention_mask", "spatial_shapes")
-    needed = [a for a in arguments.values() if a.default is a.empty and a.kind is a.POSITIONAL_OR_KEYWORD]
-    words = any("input_ids" in name for name in arguments)
-    return "pixel_values" in arguments and not words and all(a.name in known for a in needed)
+def _kind_of(module: Any) -> Family | None:
+    """What is known about an encoder, if ``module`` embeds pictures and runs blocks of a known kind."""
+    kind = FAMILIES.get(getattr(getattr(module, "config", None), "model_type", ""))
+    return kind if kind is not None and hasattr(module, kind.stem) and takes_pictures(module) else None
 
 
 def _refuse_packed(module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -273,11 +275,6 @@ def _refuse_packed(module: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str,
             f"{type(module).__name__} was given image_grid_hw, so several images lie in one sequence and would be "
             "reduced as one. Give it batches of images of one size, without image_grid_hw."
         )
-
-
-def _patch_weights(embeddings: nn.Module) -> int:
-    """Multiply-accumulates of the patch embedding per patch."""
-    return sum(m.weight.numel() for m in embeddings.modules() if isinstance(m, nn.Conv2d | nn.Conv3d | nn.Linear))
 
 
 def _head_macs(modules: Any) -> tuple[int, int]:
@@ -293,10 +290,6 @@ def _head_macs(modules: Any) -> tuple[int, int]:
         elif isinstance(module, nn.Linear) and type(module).__name__ != "NonDynamicallyQuantizableLinear":
             once += linear_size([module])[0]
     return per_token, once
-
-
-def _pair(size: Any) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else tuple(size)
 
 
 registry.add(HuggingFaceAdapter())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -15,9 +16,11 @@ from tokred.errors import UnsupportedModelError
 from tokred.ops.proportional import choose_way, proportional_attention
 from tokred.view import Signal
 
+_EAGER = "eager_attention_forward"
 NAME = "tokred"  # in transformers' registry of attention functions
 _CONFIG = "_tokred_config"
 _READERS = "_tokred_readers"  # how many patches read the module
+_DEAF = "_tokred_deaf"  # its eager attention function ignores masks
 
 
 class HuggingFaceReader(AttentionReader):
@@ -27,11 +30,13 @@ class HuggingFaceReader(AttentionReader):
         core: name of the module inside of the attention module that calls the attention function; empty if it does so
             itself.
         takes_mask: the attention module hands a mask on to the attention function.
+        eager_takes_mask: the eager attention function of the library's file adds a mask that it gets.
     """
 
-    def __init__(self, core: str = "", takes_mask: bool = True) -> None:
+    def __init__(self, core: str = "", takes_mask: bool = True, eager_takes_mask: bool = True) -> None:
         self.core = core
         self.takes_mask = takes_mask
+        self.eager_takes_mask = eager_takes_mask
 
     def hooks(self, attn: Any, needs: Iterable[Signal]) -> list[Removable]:
         """Put ``attn`` on an attention function that shows its arguments and then calls the one the model asked for.
@@ -41,7 +46,7 @@ class HuggingFaceReader(AttentionReader):
         needs, attn = set(needs), self._core(attn)
         if not needs and self.takes_mask and _functions_of(attn) is None:
             return []
-        hooks: list[Removable] = [OwnAttention(attn)]
+        hooks: list[Removable] = [OwnAttention(attn, self.eager_takes_mask)]
         read: tuple[Signal, ...] = ("keys", "head_keys")
         for signal in read:
             if signal in needs and hasattr(attn, "k_proj"):
@@ -73,12 +78,14 @@ class HuggingFaceReader(AttentionReader):
     def heads(self, attn: Any) -> int:
         """Number of query heads."""
         attn = self._core(attn)
-        return int(attn.num_heads if hasattr(attn, "num_heads") else attn.num_attention_heads)
+        named = [name for name in ("num_heads", "num_attention_heads", "n_heads") if hasattr(attn, name)]
+        return int(getattr(attn, named[0]) if named else attn.config.num_attention_heads)
 
     def head_dim(self, attn: Any) -> int:
         """Width of the keys of one head."""
         attn = self._core(attn)
-        return getattr(attn, "attention_head_size", None) or super().head_dim(attn)
+        named = getattr(attn, "attention_head_size", None) or getattr(attn, "key_value_proj_dim", None)
+        return named or super().head_dim(attn)
 
     def scale(self, attn: Any) -> float | None:
         """Factor on the products of queries and keys."""
@@ -104,7 +111,7 @@ class OwnAttention:
     before, and ``model.set_attn_implementation`` keeps working.
     """
 
-    def __init__(self, attn: Any) -> None:
+    def __init__(self, attn: Any, eager_takes_mask: bool = True) -> None:
         if _functions_of(attn) is None:
             raise UnsupportedModelError(
                 f"{type(attn).__name__} does not take its attention function from transformers' AttentionInterface, so "
@@ -117,6 +124,7 @@ class OwnAttention:
             setattr(attn, _CONFIG, attn.config)
             attn.config = copy.copy(attn.config)
             attn.config._attn_implementation_internal = NAME
+            setattr(attn.config, _DEAF, not eager_takes_mask)
         setattr(attn, _READERS, getattr(attn, _READERS, 0) + 1)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -138,7 +146,8 @@ def attention(
 ) -> tuple[Tensor, Tensor | None]:
     """Show queries [B, H, N, D], keys and values to the running call; then attend as the model's own config says.
 
-    Kernels without additive masks (flash attention) hand over to SDPA where sizes must be added to the logits.
+    Kernels without additive masks (flash attention, V-JEPA 2's eager function) hand over to SDPA where sizes must be
+    added to the logits.
     """
     call = current_call()
     if call is not None and call.owed_bias is not None:
@@ -147,11 +156,14 @@ def attention(
         call.see(module, query, key, value, attention_mask)
         call = call.outer
     name = vars(module)[_CONFIG]._attn_implementation
+    dense = "sdpa" if kwargs.get("softcap") is None else "eager"  # SDPA knows no cap of the logits
     if name == "flex_attention":  # would be compiled anew for every number of tokens
-        name = "sdpa"
-    if attention_mask is not None and attention_mask.ndim == 4 and name not in ("eager", None):
-        name = "sdpa"
-        if attention_mask.shape[1:3] == (1, 1) and attention_mask.is_floating_point():  # one bias for every key
+        name = dense
+    takes_mask = name in ("eager", None) and not getattr(module.config, _DEAF)
+    if attention_mask is not None and attention_mask.ndim == 4 and not takes_mask:
+        name = dense
+        one_for_every_key = attention_mask.shape[1:3] == (1, 1) and attention_mask.is_floating_point()
+        if one_for_every_key and name == "sdpa":
             way = choose_way(query.device, query.dtype, key.shape[2])
             if way != "mask":
                 bias, scale, dropout = attention_mask[:, 0, 0], kwargs.get("scaling"), kwargs.get("dropout", 0.0)
@@ -183,14 +195,20 @@ def _register() -> None:
 def _implementation(module: nn.Module, name: str | None) -> Callable[..., tuple[Tensor, Tensor | None]]:
     functions = _functions_of(module)
     assert functions is not None, "checked when the module was patched"
-    return functions.ALL_ATTENTION_FUNCTIONS.get_interface(name or "eager", functions.eager_attention_forward)
+    return functions.ALL_ATTENTION_FUNCTIONS.get_interface(name or "eager", _eager(type(module), functions))
+
+
+def _eager(attention_class: type[nn.Module], file: Any) -> Callable[..., Any]:
+    """The eager function that a class of attention names; files with several kinds of attention have several."""
+    named = inspect.unwrap(attention_class.forward).__code__.co_names
+    return getattr(file, next((n for n in named if n.endswith(_EAGER) and hasattr(file, n)), _EAGER))
 
 
 def _functions_of(attn: nn.Module) -> Any:
     """The file that defines the class of ``attn``, if it takes its attention function from the registry."""
     for cls in type(attn).__mro__:
         file = sys.modules.get(cls.__module__)
-        if hasattr(file, "ALL_ATTENTION_FUNCTIONS") and hasattr(file, "eager_attention_forward"):
+        if hasattr(file, "ALL_ATTENTION_FUNCTIONS") and hasattr(file, _EAGER):
             return file
     return None
 

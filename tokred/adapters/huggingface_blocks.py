@@ -11,6 +11,20 @@ from typing import Any
 from torch import Tensor, nn
 
 from tokred.adapters.huggingface_attention import HuggingFaceReader, dense_mask
+from tokred.adapters.huggingface_inputs import (
+    Inputs,
+    clips,
+    feature_map,
+    flattened_patches,
+    frames,
+    grid_of,
+    grid_of_frame,
+    padded_patches,
+    patches,
+    pictures,
+    placed_patches,
+    spread_frame,
+)
 from tokred.adapters.parts import BlockParts
 from tokred.errors import UnsupportedModelError
 
@@ -24,7 +38,7 @@ class _Parts(BlockParts):
             return arguments
         return {**arguments, self.bias: dense_mask(arguments[self.bias])}
 
-    def original(self, block: nn.Module) -> Callable[..., Tensor]:
+    def original(self, block: nn.Module) -> Callable[..., Any]:
         """The forward without the checkpoint around it."""
         return inspect.unwrap(type(block).forward)
 
@@ -49,6 +63,33 @@ class _BeitParts(_Parts):
         mask = rest.get("attention_mask")
         bias = block.relative_position_bias(window, arguments.get("interpolate_pos_encoding", False), dim_size=None)
         return {**rest, "attention_mask": bias if mask is None else bias + mask}
+
+
+class _VJepaParts(_Parts):
+    """The block gives its attention nothing but the positions."""
+
+    def for_attention(self, block: Any, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Leave the rest out."""
+        return {"position_mask": arguments.get("position_mask")}
+
+
+class _OfEveryImage:
+    """Rotary positions of every image [B, N, ..], for an attention that takes one table of them and makes it 4-D."""
+
+    def __init__(self, rows: Tensor) -> None:
+        self.rows = rows
+
+    def unsqueeze(self, _dim: int) -> Tensor:
+        """The images are there already (MLCD)."""
+        return self.rows
+
+    def view(self, *_shape: int) -> Tensor:
+        """The heads, too (Llama 4)."""
+        return self.rows
+
+
+def _rows_of_every_image(table: Tensor, position: Tensor, _num_prefix: int) -> _OfEveryImage:
+    return _OfEveryImage(table[position])
 
 
 _COMMON: dict[str, Any] = {
@@ -85,6 +126,44 @@ _DINO = _Parts(
     mlp=("norm2", "mlp", "layer_scale2", "drop_path"),
     attn="attention",
     **{**_COMMON, "indexed": {"attention_mask": "bias", "position_embeddings": "rope"}},
+)
+_MLCD = replace(_CLIP, indexed={"attention_mask": "bias", "position_embeddings": _rows_of_every_image})
+_LLAMA = _Parts(
+    attention=("input_layernorm", "self_attn"),
+    mlp=("post_attention_layernorm", "mlp"),
+    attn="self_attn",
+    indexed={"freqs_ci": _rows_of_every_image},
+    bias=None,
+    returns_tuple=True,
+    reader=HuggingFaceReader(takes_mask=False),
+)
+_STEP = _Parts(
+    attention=("layernorm_before", "self_attn", "lambda_1"),
+    mlp=("layernorm_after", "mlp", "lambda_2"),
+    attn="self_attn",
+    **{**_COMMON, "indexed": {"attention_mask": "bias", "position_embeddings": "rows"}},
+)
+_GEMMA = _Parts(
+    attention=("input_layernorm", "self_attn", "post_attention_layernorm"),
+    mlp=("pre_feedforward_layernorm", "mlp", "post_feedforward_layernorm"),
+    attn="self_attn",
+    **{**_COMMON, "indexed": {"attention_mask": "bias", "position_embeddings": "rows", "position_ids": "rows"}},
+)
+_VJEPA = _VJepaParts(
+    attention=("norm1", "attention", "drop_path"),
+    mlp=("norm2", "mlp", "drop_path"),
+    attn="attention",
+    indexed={"position_mask": "positions"},
+    bias=None,
+    returns_tuple=True,
+    reader=HuggingFaceReader(takes_mask=False, eager_takes_mask=False),
+)
+_PIX2STRUCT = _Parts(
+    attention=("pre_attention_layer_norm", "attention"),
+    mlp=("pre_mlp_layer_norm", "mlp"),
+    attn="attention",
+    returns_tuple=True,
+    **_COMMON,
 )
 _AIM = _Parts(attention=("rms_norm1", "attention"), mlp=("rms_norm2", "ffn"), attn="attention", **_COMMON)
 _BEIT = _BeitParts(**_VIT, own_bias=("relative_position_bias", "forward"), own_bias_length="dim_size")
@@ -126,6 +205,22 @@ def _detections(config: Any, _patches: int = 0) -> int:
     return config.num_detection_tokens
 
 
+def find_blocks(encoder: nn.Module) -> list[nn.Module]:
+    """The one list of blocks in an encoder; empty if there is none, or several."""
+    lists = [
+        m for name, m in encoder.named_modules() if isinstance(m, nn.ModuleList) and name.endswith(("layers", "layer"))
+    ]
+    return list(lists[0]) if len(lists) == 1 else []
+
+
+def _spatial_blocks(encoder: Any) -> list[nn.Module]:
+    return list(encoder.spatial_layers)
+
+
+def _without_queries(model: Any) -> list[nn.Module]:
+    return list(model.layers)[: -model.config.num_blocks]
+
+
 def _no_reason(_config: Any) -> str:
     return ""
 
@@ -155,25 +250,37 @@ class Family:
     Attributes:
         name: as users know it.
         parts: how its blocks are put together.
+        stem: name of the module in the encoder that embeds the patches.
+        blocks: finds the blocks in the encoder.
+        grid: rows and columns of the patches in a sequence, by config.
+        inputs: makes one random picture, by config.
         prefix: tokens in front of the patches, by config.
         has_class_token: the first of them is a class token.
         suffix: tokens behind the patches that are not to be reduced either, by config.
         is_dense: every model around the encoder wants a row for every patch.
         head_rows: rows that the linear layers behind the encoder take, by config and number of patches.
+        counted: what stands behind the blocks is more than linear layers, so that its cost is counted in a run.
         refuses: why a config cannot be reduced; empty if it can.
     """
 
     name: str
     parts: BlockParts
+    stem: str = "embeddings"
+    blocks: Callable[[Any], list[nn.Module]] = find_blocks
+    grid: Callable[[Any], tuple[int, ...]] = grid_of
+    inputs: Inputs = pictures
     prefix: Callable[[Any], int] = _class_token
     has_class_token: bool = True
     suffix: Callable[[Any], int] = _nothing
     is_dense: bool = False
     head_rows: Callable[[Any, int], int] = _once
+    counted: bool = False
     refuses: Callable[[Any], str] = _no_reason
 
 
 _NO_PREFIX: dict[str, Any] = {"prefix": _nothing, "has_class_token": False}
+# queries join the sequence in front of the last blocks, which predict masks for all patches
+_QUERIES: dict[str, Any] = {"blocks": _without_queries, "is_dense": True, "counted": True}
 FAMILIES = {
     "vit": Family("ViT", _Parts(**_VIT)),
     "deit": Family("DeiT", _Parts(**_VIT), prefix=_class_and_distillation),
@@ -192,7 +299,7 @@ FAMILIES = {
     "owlvit_vision_model": Family("OWL-ViT", _CLIP),
     "owlv2_vision_model": Family("OWLv2", _CLIP),
     "siglip_vision_model": Family("SigLIP", _CLIP, **_NO_PREFIX),
-    "siglip2_vision_model": Family("SigLIP 2", _CLIP, **_NO_PREFIX),
+    "siglip2_vision_model": Family("SigLIP 2", _CLIP, inputs=padded_patches, **_NO_PREFIX),
     "dinov2": Family("DINOv2", _DINO),
     "dinov2_with_registers": Family("DINOv2 with registers", _DINO, prefix=_with_registers),
     "dinov3_vit": Family("DINOv3", _DINO, prefix=_with_registers),
@@ -221,16 +328,37 @@ FAMILIES = {
     "vitpose_backbone": Family("ViTPose", _POSE, **_NO_PREFIX, refuses=_several_experts),
     "videomae": Family("VideoMAE", _BERT, **_NO_PREFIX),
     "vivit": Family("ViViT", _Parts(**_VIT)),
+    "vjepa2": Family("V-JEPA 2", _VJEPA, inputs=clips, is_dense=True, counted=True, **_NO_PREFIX),
+    "videoprism_vision_model": Family(
+        "VideoPrism",
+        _Parts(**_VIT),
+        stem="spatial_embeddings",
+        blocks=_spatial_blocks,
+        grid=grid_of_frame,
+        inputs=spread_frame,
+        is_dense=True,  # the blocks over time, behind these, want every patch of every frame
+        counted=True,
+        **_NO_PREFIX,
+    ),
+    "mlcd_vision_model": Family("MLCD", _MLCD),
+    "llama4_vision_model": Family(
+        "Llama 4", _LLAMA, stem="patch_embedding", suffix=_class_token, is_dense=True, counted=True, **_NO_PREFIX
+    ),
+    "step3p5_vision": Family("Step 3.7", _STEP, is_dense=True, counted=True, **_NO_PREFIX),
+    "molmo2_vision": Family(
+        "Molmo 2", _CLIP, stem="patch_embedding", inputs=patches, is_dense=True, counted=True, **_NO_PREFIX
+    ),
+    "granite_docling_vision": Family("Granite Docling", _CLIP, is_dense=True, counted=True, **_NO_PREFIX),
+    "unlimited_ocr_vision_encoder": Family("Unlimited OCR", _CLIP, inputs=feature_map, is_dense=True, counted=True),
+    "gemma4_vision": Family(
+        "Gemma 4", _GEMMA, stem="patch_embedder", inputs=placed_patches, is_dense=True, counted=True, **_NO_PREFIX
+    ),
+    "pix2struct_vision_model": Family("Pix2Struct", _PIX2STRUCT, inputs=flattened_patches, **_NO_PREFIX),
+    "eomt": Family("EoMT", _DINO, prefix=_with_registers, **_QUERIES),
+    "eomt_dinov3": Family("EoMT with DINOv3", _DINO, prefix=_with_registers, **_QUERIES),
+    "videomt": Family("VidEoMT", _DINO, inputs=frames, prefix=_with_registers, **_QUERIES),
 }
 """Encoders by the ``model_type`` of their config."""
-
-REFUSED = {
-    "mlcd_vision_model": "its attention takes one table of rotary positions for all images of a batch, and every "
-    "reduced image needs its own. Take a method that acts behind the encoder.",
-    "phi4_multimodal_vision": "transformers runs its attention causally under SDPA and not under eager attention, so "
-    "it is not known what a reduced one should compute. Take a method that acts behind the encoder.",
-}
-"""Why encoders that are built as known ones are refused, by the same."""
 
 TEXT_FAMILIES = {
     "clip_text_model": Family("CLIP text", _CLIP),
@@ -238,14 +366,6 @@ TEXT_FAMILIES = {
     "siglip_text_model": Family("SigLIP text", _CLIP),
     "siglip2_text_model": Family("SigLIP 2 text", _CLIP),
 }
-
-
-def find_blocks(encoder: nn.Module) -> list[nn.Module]:
-    """The one list of blocks in an encoder; empty if there is none, or several."""
-    lists = [
-        m for name, m in encoder.named_modules() if isinstance(m, nn.ModuleList) and name.endswith(("layers", "layer"))
-    ]
-    return list(lists[0]) if len(lists) == 1 else []
 
 
 def require_parts(block: nn.Module, kind: Family) -> None:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from tokred.adapters.attention import AttentionReader
 
-Indexed = Literal["bias", "rope"]
+Indexed = Literal["bias", "rope", "rows", "positions"]
+Select = Callable[[Any, Tensor, int], Any]
 
 
 @dataclass(frozen=True)
@@ -27,13 +28,16 @@ class BlockParts:
         attn: the entry of ``attention`` that is the attention module.
         attention_stack: a module list of parallel attention branches, each with the parts of ``attention``.
         mlp_stack: the same for the MLP.
-        indexed: arguments of the block that are indexed by token: an attention bias [.., N or 1, N], or RoPE rows
-            [.., N, D] of the tokens behind the prefix.
+        indexed: arguments of the block that are indexed by token: an attention bias [.., N or 1, N], RoPE rows
+            [.., N, D] of the tokens behind the prefix, rows [N, D] or [B or 1, N, D] of all tokens, or the positions
+            [B, N] themselves (without them the block counts its tokens). A function of the argument, the positions
+            [B, M] that are left, and the number of prefix tokens gives what the block gets.
         bias: the argument through which an additive float bias over the keys reaches the attention; ``None`` if there
             is none, so that the reader has to add the ``owed_bias`` of the call.
         own_bias: path of a module in the block, and its method, that compute a relative position bias of full size.
         own_bias_only: the attention ignores ``bias`` when it has a bias of its own.
         own_bias_length: argument of that method that is the number of tokens.
+        returns_tuple: the block returns its tokens as the first of several things.
         reader: how to read keys, queries and values of the attention.
     """
 
@@ -42,11 +46,12 @@ class BlockParts:
     attn: str = "attn"
     attention_stack: str | None = None
     mlp_stack: str | None = None
-    indexed: Mapping[str, Indexed] = field(default_factory=lambda: {"attn_mask": "bias"})
+    indexed: Mapping[str, Indexed | Select] = field(default_factory=lambda: {"attn_mask": "bias"})
     bias: str | None = "attn_mask"
     own_bias: tuple[str, str] | None = None
     own_bias_only: bool = False
     own_bias_length: str | None = None
+    returns_tuple: bool = False
     reader: AttentionReader = field(default_factory=AttentionReader)
 
     def attention_modules(self, block: nn.Module) -> list[nn.Module]:
@@ -75,8 +80,13 @@ class BlockParts:
             branches.append(y)
         return _sum(branches)
 
-    def original(self, block: nn.Module) -> Callable[..., Tensor]:
-        """The forward of the block's class."""
+    def run(self, block: nn.Module, x: Tensor, arguments: Mapping[str, Any]) -> Tensor:
+        """The forward of the block's class: [B, N, C]."""
+        y = self.original(block)(block, x, **arguments)
+        return y[0] if self.returns_tuple else y
+
+    def original(self, block: nn.Module) -> Callable[..., Any]:
+        """The forward of the block's class, as it is."""
         return type(block).forward
 
     def checkpoint(self, block: nn.Module) -> Callable[..., Tensor] | None:

@@ -126,7 +126,7 @@ class Site:
         self.layer = layer
         self.reduction = reduction
         self.own_bias = OwnBias(block, parts)
-        self.argument_names = list(inspect.signature(type(block).forward).parameters)[2:]
+        self.argument_names = list(inspect.signature(type(block).forward).parameters)[1:]
 
     def install(self) -> list[Removable]:
         """Replace the forward of the block; returns the hooks that were added."""
@@ -141,14 +141,14 @@ class Site:
         vars(self.block).pop("forward", None)
         self.own_bias.remove()
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Run the block on ``x`` [B, N, C], reduced or in full length; returns what the next block expects."""
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the block on its first argument [B, N, C], reduced or in full length; returns what the next expects."""
         arguments = {**dict(zip(self.argument_names, args, strict=False)), **kwargs}
+        x = arguments.pop(self.argument_names[0])
         arguments = self.parts.with_dense_masks(arguments)
         checkpoint = self.parts.checkpoint(self.block)
-        if checkpoint is None:
-            return self._forward(x, arguments)
-        return checkpoint(self._forward, x, arguments)
+        y = self._forward(x, arguments) if checkpoint is None else checkpoint(self._forward, x, arguments)
+        return (y, None) if self.parts.returns_tuple else y
 
     def _forward(self, x: Tensor, arguments: dict[str, Any]) -> Tensor:
         state, full = state_of(x), x
@@ -180,11 +180,10 @@ class Site:
         self, x: Tensor, state: TokenState, arguments: dict[str, Any], call: Call, stay: Mapping[str, int]
     ) -> tuple[Tensor, TokenState]:
         parts, block, idle = self.parts, self.block, self.reduction.idle
-        original = parts.original(block)
         if not (call.catching or idle):
-            return original(block, x, **arguments), state
+            return parts.run(block, x, arguments), state
         if self.reduction.method.site == "block_end" or not parts.mlp:
-            y = original(block, x, **arguments)
+            y = parts.run(block, x, arguments)
             return self._reduce(y, x, state, stay, arguments, call) if not idle else (y, state)
         y = x + parts.attend(block, x, arguments)
         if not idle:
@@ -279,10 +278,10 @@ class Site:
         arguments = dict(arguments)
         if state.position is not None:
             for name, kind in self.parts.indexed.items():
-                if arguments.get(name) is not None:
-                    select = select_rope if kind == "rope" else select_bias
-                    rows, prefix = arguments[name], self.reduction.shape.num_prefix
-                    if isinstance(rows, tuple):  # cosines and sines
+                if arguments.get(name) is not None or kind == "positions":
+                    select = SELECT[kind] if isinstance(kind, str) else kind
+                    rows, prefix = arguments.get(name), self.reduction.shape.num_prefix
+                    if isinstance(rows, tuple | list):  # cosines and sines
                         arguments[name] = tuple(select(r, state.position, prefix) for r in rows)
                     else:
                         arguments[name] = select(rows, state.position, prefix)
@@ -404,3 +403,16 @@ def select_rope(rope: Tensor, position: Tensor, num_prefix: int) -> Tensor:
         rope = rope.unsqueeze(0)
     rows = (position[:, num_prefix:] - num_prefix).clamp(min=0)  # slots that only pad a ragged batch point at token 0
     return gather_tokens(rope, rows, -2)
+
+
+def select_rows(rows: Tensor, position: Tensor, num_prefix: int) -> Tensor:
+    """Rows ``position`` [B, M] of a table [N, D] or [B or 1, N, D] of all tokens: [B, M, D]."""
+    return rows[position] if rows.ndim == 2 else gather_tokens(rows, position, 1)
+
+
+def select_positions(given: Tensor | None, position: Tensor, num_prefix: int) -> Tensor:
+    """What the block takes for the positions [B, N] of its tokens: [B, M] of those that are left."""
+    return position if given is None else given.expand(len(position), -1).gather(1, position)
+
+
+SELECT = {"bias": select_bias, "rope": select_rope, "rows": select_rows, "positions": select_positions}
