@@ -72,7 +72,7 @@ class Objective:
                         report=lambda share: report(first + (1 - first) * share),
                     )
                 speed = speed_columns(pairs, len(subject.first), is_reference=False)
-        after = cost_of(method, subject.tower.shape, model, subject.first)
+        after = cost_of(method, subject.tower.shape, model, lambda: model(subject.first))
         return {
             **quality_columns(reached, unpatched),
             "top1": None if subject.note else reached.top1,
