@@ -18,11 +18,14 @@ from tokred.adapters.huggingface_inputs import (
     flattened_patches,
     frames,
     grid_of,
+    grid_of_count,
     grid_of_frame,
+    grid_of_pooled,
     padded_patches,
     patches,
     pictures,
     placed_patches,
+    row_of_patches,
     spread_frame,
 )
 from tokred.adapters.parts import BlockParts
@@ -299,7 +302,7 @@ FAMILIES = {
     "owlvit_vision_model": Family("OWL-ViT", _CLIP),
     "owlv2_vision_model": Family("OWLv2", _CLIP),
     "siglip_vision_model": Family("SigLIP", _CLIP, **_NO_PREFIX),
-    "siglip2_vision_model": Family("SigLIP 2", _CLIP, inputs=padded_patches, **_NO_PREFIX),
+    "siglip2_vision_model": Family("SigLIP 2", _CLIP, grid=grid_of_count, inputs=padded_patches, **_NO_PREFIX),
     "dinov2": Family("DINOv2", _DINO),
     "dinov2_with_registers": Family("DINOv2 with registers", _DINO, prefix=_with_registers),
     "dinov3_vit": Family("DINOv3", _DINO, prefix=_with_registers),
@@ -351,9 +354,18 @@ FAMILIES = {
     "granite_docling_vision": Family("Granite Docling", _CLIP, is_dense=True, counted=True, **_NO_PREFIX),
     "unlimited_ocr_vision_encoder": Family("Unlimited OCR", _CLIP, inputs=feature_map, is_dense=True, counted=True),
     "gemma4_vision": Family(
-        "Gemma 4", _GEMMA, stem="patch_embedder", inputs=placed_patches, is_dense=True, counted=True, **_NO_PREFIX
+        "Gemma 4",
+        _GEMMA,
+        stem="patch_embedder",
+        grid=grid_of_pooled,
+        inputs=placed_patches,
+        is_dense=True,
+        counted=True,
+        **_NO_PREFIX,
     ),
-    "pix2struct_vision_model": Family("Pix2Struct", _PIX2STRUCT, inputs=flattened_patches, **_NO_PREFIX),
+    "pix2struct_vision_model": Family(
+        "Pix2Struct", _PIX2STRUCT, grid=row_of_patches, inputs=flattened_patches, **_NO_PREFIX
+    ),
     "eomt": Family("EoMT", _DINO, prefix=_with_registers, **_QUERIES),
     "eomt_dinov3": Family("EoMT with DINOv3", _DINO, prefix=_with_registers, **_QUERIES),
     "videomt": Family("VidEoMT", _DINO, inputs=frames, prefix=_with_registers, **_QUERIES),

@@ -47,17 +47,31 @@ def patch_of(config: Any) -> tuple[int, ...]:
 
 
 def grid_of(config: Any) -> tuple[int, ...]:
-    """Rows and columns of patches; of a clip, layers before them; their number alone where they form no grid."""
-    if hasattr(config, "num_patches"):  # SigLIP 2
-        return int(config.num_patches**0.5), int(config.num_patches**0.5)
-    if hasattr(config, "pooling_kernel_size"):  # Gemma 4, with 256 tokens for the language model, of 70 to 1120
-        return 16 * config.pooling_kernel_size, 16 * config.pooling_kernel_size
-    if hasattr(config, "seq_len"):  # Pix2Struct
-        return (config.seq_len,)
+    """Rows and columns of patches; of a clip, layers before them."""
     patch, size = patch_of(config), _pair(getattr(config, "image_size", None) or config.crop_size)
     if len(patch) == 3:
         size = (getattr(config, "num_frames", None) or config.frames_per_clip, *size)
     return tuple(s // p for s, p in zip(size, patch, strict=True))
+
+
+def grid_of_frame(config: Any) -> tuple[int, ...]:
+    """Rows and columns of patches in one frame of a clip."""
+    return grid_of(config)[1:]
+
+
+def grid_of_count(config: Any) -> tuple[int, ...]:
+    """The square that so many patches make (SigLIP 2)."""
+    return int(config.num_patches**0.5), int(config.num_patches**0.5)
+
+
+def grid_of_pooled(config: Any) -> tuple[int, ...]:
+    """The square that becomes 256 tokens for the language model, of 70 to 1120 (Gemma 4)."""
+    return 16 * config.pooling_kernel_size, 16 * config.pooling_kernel_size
+
+
+def row_of_patches(config: Any) -> tuple[int, ...]:
+    """The number of patches alone: they form no grid (Pix2Struct)."""
+    return (config.seq_len,)
 
 
 def pictures(config: Any, random: Random) -> dict[str, Any]:
@@ -78,11 +92,6 @@ def frames(config: Any, random: Random) -> dict[str, Any]:
     return {"pixel_values_videos": pictures(config, random)["pixel_values"][:, None]}
 
 
-def grid_of_frame(config: Any) -> tuple[int, ...]:
-    """Rows and columns of patches in one frame of a clip."""
-    return grid_of(config)[1:]
-
-
 def spread_frame(config: Any, random: Random) -> dict[str, Any]:
     """A clip of one frame, for a model that wants to know that there are fewer than it was made for (VideoPrism)."""
     size = [side * p for side, p in zip(grid_of(config), patch_of(config), strict=True)][1:]
@@ -96,7 +105,7 @@ def feature_map(config: Any, random: Random) -> dict[str, Any]:
 
 def padded_patches(config: Any, random: Random) -> dict[str, Any]:
     """Patches of one picture, with its shape and the mask of its padding."""
-    grid = grid_of(config)
+    grid = grid_of_count(config)
     pixels = random(1, math.prod(grid), config.num_channels * config.patch_size**2)
     mask = torch.ones(1, math.prod(grid), dtype=torch.int64, device=pixels.device)
     shapes = torch.tensor([grid], device=pixels.device)
@@ -110,7 +119,7 @@ def patches(config: Any, random: Random) -> dict[str, Any]:
 
 def placed_patches(config: Any, random: Random) -> dict[str, Any]:
     """Patches of one picture, with column and row of each."""
-    rows, columns = grid_of(config)
+    rows, columns = grid_of_pooled(config)
     pixels = random(1, rows * columns, 3 * config.patch_size**2)
     places = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).flip(1)[None]
     return {"pixel_values": pixels, "pixel_position_ids": places.to(pixels.device)}

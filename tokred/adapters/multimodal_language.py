@@ -235,7 +235,8 @@ class LanguageReduction:
         """Cut what is indexed by token."""
         given, cut = kwargs.get("position_ids"), passage.cut
         passage.axes = self._axes(given)
-        passage.offset, passage.last = ends_of(valid, given)
+        offset, passage.last = ends_of(valid, given)
+        passage.offset = offset
         if cut is None:
             return kwargs
         batch, tokens = valid.shape
@@ -246,7 +247,7 @@ class LanguageReduction:
         kwargs["inputs_embeds"] = cut.embeddings(x)
         kwargs["attention_mask"] = _cut_mask(cut, kwargs.get("attention_mask"), self.model.language.config)
         if given is None or given.ndim == 2:
-            kwargs["position_ids"] = self._line(valid, cut, given)
+            kwargs["position_ids"] = self._line(valid, cut, given, offset)
             if not self.renumbers and kwargs["attention_mask"] is None:  # gaps would be taken for packed sequences
                 kwargs["attention_mask"] = cut.valid.long()
         else:
@@ -265,10 +266,10 @@ class LanguageReduction:
                 )
         return kwargs
 
-    def _line(self, valid: Tensor, cut: Shortened, given: Tensor | None) -> Tensor:
+    def _line(self, valid: Tensor, cut: Shortened, given: Tensor | None, offset: Tensor) -> Tensor:
         """[B, M] positions of one axis in the short prompt."""
         if self.renumbers:
-            return positions_of(cut.valid) + ends_of(valid, given)[0]
+            return positions_of(cut.valid) + offset
         whole = positions_of(valid) if given is None else given.expand(len(valid), -1)
         return cut.rows(whole)
 
