@@ -19,6 +19,7 @@ from tokred.methods.base import Method
 from tokred.methods.registry import AnyMethod
 from tokred.multimodal import MultimodalHandle
 from tokred.schedule import Schedule
+from tokred.state import TokenState
 from tokred.trace import Trace
 
 _ATTRIBUTE = "_tokred_handle"
@@ -66,13 +67,21 @@ class Handle(WayOut):
         """What the last forward did.
 
         Raises:
-            ValueError: the model was patched without ``trace=True``, or no forward has run since.
+            ValueError: the model was patched without ``trace=True``, or no forward has run since, or its images were
+                packed into one sequence and differed in their numbers of tokens.
         """
         if not self.reduction.trace:
             raise ValueError("This patch keeps no trace; use tokred.patch(model, method, trace=True).")
-        if self.reduction.last is None:
+        last = self.reduction.last
+        if last is None:
             raise ValueError("No forward has run since the model was patched.")
-        return Trace(self.reduction.last, self.tower.shape)
+        if isinstance(last, tuple):
+            counts = ", ".join(str(state.num_initial) for state in last)
+            raise ValueError(
+                f"The last forward had images of different numbers of tokens ({counts}), and a trace is one table for "
+                "all images. Run them one by one to look at their traces."
+            )
+        return Trace(last, self.tower.shape)
 
     def _forget(self) -> None:
         vars(self.tower.module).pop(_ATTRIBUTE, None)
@@ -249,7 +258,7 @@ def _install(handle: Handle) -> None:
     undo.append(handle._forget)
     first = min(reduction.first, len(tower.blocks) - 1) if reduction.trace else reduction.first
     for layer in range(first, len(tower.blocks)):  # a trace needs a site, even where nothing is reduced
-        site = Site(tower.blocks[layer], tower.parts[layer], layer, reduction)
+        site = tower.site(tower.blocks[layer], tower.parts[layer], layer, reduction)
         undo.append(site.remove)
         undo += [hook.remove for hook in site.install()]
     undo += tower.install(reduction)
@@ -276,7 +285,8 @@ def _verify(handle: Handle, before: Tensor) -> None:
     traced, reduction.trace = reduction.trace, True
     try:
         tower.evaluate()
-        found = Trace(reduction.last, tower.shape).tokens_per_layer if reduction.last is not None else wanted
+        last = reduction.last
+        found = Trace(last, tower.shape).tokens_per_layer if isinstance(last, TokenState) else wanted
     finally:
         reduction.trace, reduction.last = traced, None
     bounded = all(f <= w for f, w in zip(found, wanted, strict=True)) if handle.method.adaptive else found == wanted

@@ -53,6 +53,7 @@ class ModelShape:
         num_prefix: class, distillation and register tokens in front, which are never reduced.
         registers_only: no class token is among them; otherwise it is the first.
         grid: rows and columns of the patches; ``None`` if they form no grid.
+        in_rows: the patches come row by row, so that they can be drawn.
         dim: width of the residual stream.
         stem_macs: multiply-accumulates before the first block.
         head_macs: after the last block, whatever the number of tokens.
@@ -65,6 +66,7 @@ class ModelShape:
     num_prefix: int = 1
     registers_only: bool = False
     grid: tuple[int, int] | None = None
+    in_rows: bool = True
     dim: int = 0
     stem_macs: int = 0
     head_macs: int = 0

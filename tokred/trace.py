@@ -53,6 +53,11 @@ class Trace:
         Raises:
             ValueError: the patches form no known grid.
         """
+        if not self.shape.in_rows:
+            raise ValueError(
+                "The patches of this model do not come row by row (it packs or shuffles them), so they cannot be laid "
+                "out as a picture; read the slots instead."
+            )
         grid, patches = self.shape.grid, self.num_patches
         if grid is not None and grid[0] * grid[1] == patches:
             return grid

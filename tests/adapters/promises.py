@@ -17,7 +17,7 @@ from tokred.adapters import find_tower
 from tokred.adapters.parts import BlockParts
 
 EXACT = 1e-5
-MLPS = ("mlp", "ffn", "ffns.0.mlp", "intermediate")
+MLPS = ("mlp", "ffn", "feed_forward", "ffns.0.mlp", "intermediate")
 
 
 @torch.no_grad()
@@ -63,7 +63,7 @@ def tokens_seen(model: nn.Module, x: Any) -> Seen:
 
 def _tokens(_module: nn.Module, inputs: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> int:
     """Tokens in the first input."""
-    return next(iter([*inputs, *kwargs.values()])).shape[1]
+    return next(iter([*inputs, *kwargs.values()])).shape[-2]
 
 
 class Same:
@@ -212,7 +212,7 @@ def survivors_are_exact(model: nn.Module, x: Any) -> None:
 
 
 def last_tokens(model: nn.Module, x: Any) -> Tensor:
-    """What leaves the last block [B, N, C]."""
+    """What leaves the last block [B, N, C]; a sequence without a batch counts as one image."""
     found: list[Tensor] = []
     hook = (
         find_tower(model)
@@ -223,7 +223,7 @@ def last_tokens(model: nn.Module, x: Any) -> Tensor:
         run(model, x)
     finally:
         hook.remove()
-    return found[0]
+    return found[0] if found[0].ndim == 3 else found[0][None]
 
 
 @contextmanager

@@ -129,7 +129,7 @@ def test_two_models_of_one_config_stay_independent():
 
 # these give none, or squares, or those of the layers behind as well
 @pytest.mark.parametrize(
-    "name", [n for n in NAMES if n not in ("vitpose", "ovis2", "gemma4", "videoprism", *zoo.QUERIES)]
+    "name", [n for n in NAMES if n not in ("vitpose", "ovis2", "gemma4", "videoprism", *zoo.QUERIES, *zoo.PACKED)]
 )
 def test_hidden_states_are_short_or_of_full_length_on_request(name):
     model, x = zoo.build(name), zoo.images(name)

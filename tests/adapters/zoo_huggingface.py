@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -199,6 +202,72 @@ if hasattr(hf, "GraniteDoclingVisionModel"):
     )
 else:
     NEWER = {"granite_docling_vision", "molmo2_vision", "unlimited_ocr_vision_encoder"}
+# images in one sequence: folder, class of the model, class of the config, what is not as in SMALL
+QWEN = {**MLP, "depth": 3, "num_heads": 3, "out_hidden_size": 24, "num_position_embeddings": 64}
+QWEN_DEEP = {**QWEN, "deepstack_visual_indexes": (0, 1)}
+GLM = {**MLP, "depth": 3, "num_heads": 3, "out_hidden_size": 24, "projection_intermediate_size": 32}
+PACKED: dict[str, tuple[str, str, str, dict[str, Any]]] = {
+    "qwen2-vl": (
+        "qwen2_vl",
+        "Qwen2VisionTransformerPretrainedModel",
+        "Qwen2VLVisionConfig",
+        {"embed_dim": 48, "hidden_size": 24, "depth": 3, "num_heads": 3, "mlp_ratio": 2},
+    ),
+    "qwen3-vl": ("qwen3_vl", "Qwen3VLVisionModel", "Qwen3VLVisionConfig", QWEN_DEEP),
+    "qwen3-vl-moe": ("qwen3_vl_moe", "Qwen3VLMoeVisionModel", "Qwen3VLMoeVisionConfig", QWEN_DEEP),
+    "qwen3.5": ("qwen3_5", "Qwen3_5VisionModel", "Qwen3_5VisionConfig", QWEN),
+    "qwen3.5-moe": ("qwen3_5_moe", "Qwen3_5MoeVisionModel", "Qwen3_5MoeVisionConfig", QWEN),
+    "qwen4-exp": ("qwen4_exp", "Qwen4ExpVisionModel", "Qwen4ExpVisionConfig", QWEN),
+    "qwen3-omni": ("qwen3_omni_moe", "Qwen3OmniMoeVisionEncoder", "Qwen3OmniMoeVisionEncoderConfig", QWEN_DEEP),
+    "cohere-compass": ("cohere_compass", "CohereCompassVisionModel", "CohereCompassVisionConfig", QWEN_DEEP),
+    "ernie": (
+        "ernie4_5_vl_moe",
+        "Ernie4_5_VLMoeVisionTransformerPretrainedModel",
+        "Ernie4_5_VLMoeVisionConfig",
+        {**MLP, "depth": 3, "num_heads": 3},
+    ),
+    "glm4v": ("glm4v", "Glm4vVisionModel", "Glm4vVisionConfig", GLM),
+    "glm4v-moe": ("glm4v_moe", "Glm4vMoeVisionModel", "Glm4vMoeVisionConfig", GLM),
+    "glm5": ("glm5_next", "Glm5NextVisionModel", "Glm5NextVisionConfig", GLM),
+    "glm-ocr": ("glm_ocr", "GlmOcrVisionModel", "GlmOcrVisionConfig", GLM),
+    "glm-image": ("glm_image", "GlmImageVisionModel", "GlmImageVisionConfig", GLM),
+    "kimi": (
+        "kimi_k25",
+        "Kimi_K25VisionModel",
+        "Kimi_K25VisionConfig",
+        {**MLP, "pos_emb_height": 8, "pos_emb_width": 8},
+    ),
+    "cosmos3": ("cosmos3_edge", "Cosmos3EdgeVisionModel", "Cosmos3EdgeVisionConfig", {**MLP, "num_patches": 64}),
+    "video-llama3": ("video_llama_3", "VideoLlama3VisionModel", "VideoLlama3VisionConfig", MLP),
+    "paddleocr": ("paddleocr_vl", "PaddleOCRVisionModel", "PaddleOCRVisionConfig", MLP),
+    "minimax": ("minimax_m3_vl", "MiniMaxM3VLVisionModel", "MiniMaxM3VLVisionConfig", MLP),
+    "hunyuan": (
+        "hunyuan_vl",
+        "HunYuanVLVisionTransformer",
+        "HunYuanVLVisionConfig",
+        {**MLP, "out_hidden_size": 24, "text_hidden_size": 24, "max_image_size": 64},
+    ),
+    "inkling2": (
+        "inkling2",
+        "Inkling2VisionModel",
+        "Inkling2VisionConfig",
+        {**MLP, "posemb_grid_size": 8, "projection_hidden_dim": 24, "text_hidden_size": 24},
+    ),
+    "pixtral": ("pixtral", "PixtralVisionModel", "PixtralVisionConfig", MLP),
+}
+for name, (folder, model_class, config_class, knobs) in PACKED.items():
+    if find_spec(f"transformers.models.{folder}") is None:
+        NEWER.add(f"{folder}_vision")
+        continue
+    modelling = import_module(f"transformers.models.{folder}.modeling_{folder}")
+    if (
+        name == "minimax"
+        and "max_seqlen" not in inspect.signature(modelling.MiniMaxM3VLVisionAttention.forward).parameters
+    ):
+        NEWER.add("minimax_m3_vl_vision")  # in transformers 5.18 its images see each other
+        continue
+    configuring = import_module(f"transformers.models.{folder}.configuration_{folder}")
+    MODELS[name] = (getattr(modelling, model_class), getattr(configuring, config_class), knobs)
 NAMELESS = set() if hf.Ovis2VisionConfig.model_type else {"ovis2_vision"}  # transformers 5.18 does not name it
 if NAMELESS:
     del MODELS["ovis2"]
@@ -208,7 +277,7 @@ MASKED = ("idefics2", "idefics3", "smolvlm")  # take a mask of patches
 UNPOOLED = (*MASKED, "pix2struct")
 QUERIES = ("eomt", "eomt-dinov3", "videomt")  # queries join the sequence in front of the last blocks
 DENSE = ("ovis2", "janus", "yolos", "vitpose", "vjepa2", "step3p7", "molmo2", "granite-docling", "gemma4", "llama4")
-DENSE += ("videoprism", "unlimited-ocr", *QUERIES)
+DENSE += ("videoprism", "unlimited-ocr", *QUERIES, *PACKED)
 # the blocks of these hand out a row for every token, whatever they compute
 
 
@@ -240,9 +309,46 @@ def side(name: str, pixels: int) -> Any:
     return [pixels, pixels] if isinstance(given, list) else pixels
 
 
-def images(name: str, batch: int = 2, side: int = 64) -> dict[str, Tensor]:
-    """Random images as the model takes them."""
+def packed_images(name: str, grids: list[tuple[int, int]], first: int = 0) -> dict[str, Any]:
+    """Random images of so many rows and columns of patches, in one sequence; image i is always that of seed i."""
+    each = [packed_pixels(name, grid, first + i) for i, grid in enumerate(grids)]
+    if name == "pixtral":
+        sides = [[8 * rows, 8 * columns] for rows, columns in grids]
+        most = [max(side) for side in zip(*sides, strict=True)]
+        padded = [nn.functional.pad(x, (0, most[1] - x.shape[2], 0, most[0] - x.shape[1])) for x in each]
+        return {"pixel_values": torch.stack(padded), "image_sizes": torch.tensor(sides)}
+    merged = 2 if name == "inkling2" else 1
+    shape = torch.tensor([[1, rows // merged, columns // merged] for rows, columns in grids])
+    pixels = torch.cat(each)
+    given = set(inspect.signature(MODELS[name][0].forward).parameters)
+    named = {
+        "hidden_states": pixels,
+        "pixel_values": pixels[None] if name == "paddleocr" else pixels,
+        "merge_sizes": torch.ones(len(grids), dtype=torch.int64),
+        "grid_thw": shape,
+        "image_grid_thw": shape,
+    }
+    return {key: value for key, value in named.items() if key in given}
+
+
+def packed_pixels(name: str, grid: tuple[int, int], seed: int) -> Tensor:
+    """The patches of one image."""
+    generator, patches = torch.Generator().manual_seed(seed), grid[0] * grid[1]
+    if name == "pixtral":
+        return torch.randn(3, 8 * grid[0], 8 * grid[1], generator=generator)
+    if name == "inkling2":
+        return torch.randn(patches // 4, 16, 16, 3, generator=generator)
+    if name in ("kimi", "paddleocr"):
+        return torch.randn(patches, 3, 8, 8, generator=generator)
+    frames = getattr(MODELS[name][1], "temporal_patch_size", 1)
+    return torch.randn(patches, 192 * frames, generator=generator)
+
+
+def images(name: str, batch: int = 2, side: int = 64) -> dict[str, Any]:
+    """Random images as the model takes them; of those that are packed into one sequence there is one."""
     generator = torch.Generator().manual_seed(0)
+    if name in PACKED:
+        return packed_images(name, [(8, 8)])
     if name == "siglip2":
         return {
             "pixel_values": torch.randn(batch, 64, 192, generator=generator),

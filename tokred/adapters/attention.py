@@ -20,7 +20,8 @@ class Call:
     """One call of one block: the state of its tokens, and what hooks caught during it, where tokens are reduced.
 
     ``size_bias`` is the bias over the keys for sizes, ``owed_bias`` the same where no argument brings it to the
-    attention. ``outer`` is the call inside which this one runs.
+    attention. ``packed_images`` is how many images the block gets one behind another as one sequence, if it does.
+    ``outer`` is the call inside which this one runs.
     """
 
     state: TokenState | None
@@ -28,6 +29,7 @@ class Call:
     caught: dict[str, Tensor] = field(default_factory=dict)
     size_bias: Tensor | None = None
     owed_bias: Tensor | None = None
+    packed_images: int | None = None
     outer: Call | None = None
 
     def see(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tokred.adapters.parts import BlockParts, BlockRegistry
-from tokred.adapters.site import Reduction
+from tokred.adapters.site import Reduction, Site
 from tokred.errors import UnsupportedModelError
 from tokred.shape import BlockShape, ModelShape
 
@@ -30,12 +30,14 @@ class Tower(ABC):
         family: name of the adapter, for messages.
         padding_in_mask: the attention mask that the blocks get marks padding tokens.
         classifies: the logits of a method can take the place of the model's.
+        site: what runs each block.
         surrounding: the model in which the tower was found.
     """
 
     family: str = "registered blocks"
     padding_in_mask: bool = False
     classifies: bool = False
+    site: type[Site] = Site
 
     def __init__(self, module: nn.Module, blocks: Sequence[nn.Module], parts: Sequence[BlockParts]) -> None:
         self.module = module

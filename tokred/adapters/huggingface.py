@@ -15,9 +15,11 @@ from tokred.adapters.flops import FlopCounter
 from tokred.adapters.huggingface_attention import is_pretrained
 from tokred.adapters.huggingface_blocks import FAMILIES, TEXT_FAMILIES, Family, find_blocks, require_parts
 from tokred.adapters.huggingface_inputs import same_pictures, takes_pictures
+from tokred.adapters.huggingface_parts import PackedParts
 from tokred.adapters.huggingface_pool import Averaged, one_row_a_patch, reduced_mask, weigh_patches
 from tokred.adapters.huggingface_refused import refusal
-from tokred.adapters.site import Reduction
+from tokred.adapters.packed import PackedSite
+from tokred.adapters.site import Reduction, Site
 from tokred.adapters.surroundings import RunningMethod, SizedKeys
 from tokred.errors import UnsupportedModelError
 from tokred.shape import ModelShape
@@ -44,6 +46,7 @@ class HuggingFaceTower(Tower):
 
     def __init__(self, module: nn.Module, encoder: Any, blocks: Sequence[nn.Module], kind: Family) -> None:
         super().__init__(module, blocks, [kind.parts] * len(blocks))
+        self.site = PackedSite if isinstance(kind.parts, PackedParts) else Site
         self.encoder = encoder
         self.kind = kind
 
@@ -64,14 +67,16 @@ class HuggingFaceTower(Tower):
             inside = {m for block in self.blocks for m in block.modules()} | set(stem.modules())
             per_token, once = _head_macs(m for m in self.module.modules() if m not in inside)
             once *= self.kind.head_rows(config, patches)
-        is_picture = len(grid) == 2 and not hasattr(config, "mask_ratio") and not suffix
+        in_rows = not hasattr(config, "mask_ratio") and self.site is Site
+        is_picture = len(grid) == 2 and in_rows and not suffix
         return ModelShape(
             blocks=blocks,
             num_tokens=shown + prefix,
             num_prefix=prefix,
             registers_only=not self.kind.has_class_token,
             grid=(grid[0], grid[1]) if is_picture else None,
-            dim=int(config.hidden_size),
+            in_rows=in_rows,
+            dim=self.kind.width(config),
             stem_macs=stem_macs,
             head_macs=once,
             head_weights=per_token,

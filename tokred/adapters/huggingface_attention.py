@@ -31,12 +31,14 @@ class HuggingFaceReader(AttentionReader):
             itself.
         takes_mask: the attention module hands a mask on to the attention function.
         eager_takes_mask: the eager attention function of the library's file adds a mask that it gets.
+        fused: name of the layer that gives queries, keys and values one behind the other; empty if keys have their own.
     """
 
-    def __init__(self, core: str = "", takes_mask: bool = True, eager_takes_mask: bool = True) -> None:
+    def __init__(self, core: str = "", takes_mask: bool = True, eager_takes_mask: bool = True, fused: str = "") -> None:
         self.core = core
         self.takes_mask = takes_mask
         self.eager_takes_mask = eager_takes_mask
+        self.fused = fused
 
     def hooks(self, attn: Any, needs: Iterable[Signal]) -> list[Removable]:
         """Put ``attn`` on an attention function that shows its arguments and then calls the one the model asked for.
@@ -49,8 +51,9 @@ class HuggingFaceReader(AttentionReader):
         hooks: list[Removable] = [OwnAttention(attn, self.eager_takes_mask)]
         read: tuple[Signal, ...] = ("keys", "head_keys")
         for signal in read:
-            if signal in needs and hasattr(attn, "k_proj"):
-                hooks.append(attn.k_proj.register_forward_hook(partial(self._catch_keys, attn, signal)))
+            if signal in needs and hasattr(attn, self.fused or "k_proj"):
+                source = getattr(attn, self.fused or "k_proj")
+                hooks.append(source.register_forward_hook(partial(self._catch_keys, attn, signal)))
         return hooks
 
     def signals(
@@ -66,13 +69,15 @@ class HuggingFaceReader(AttentionReader):
         }
 
     def _catch_keys(
-        self, attn: nn.Module, signal: Signal, k_proj: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor
+        self, attn: nn.Module, signal: Signal, source: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor
     ) -> None:
         """Keys of all heads, or their mean, taken at once, while they are in the cache."""
         call = current_call()
         if call is not None and call.catching:
-            _require_in_place(attn, k_proj)
-            keys = output.unflatten(-1, (-1, self.head_dim(attn)))
+            _require_in_place(attn, self.fused or "k_proj", source)
+            keys = output.chunk(3, dim=-1)[1] if self.fused else output
+            keys = keys.unflatten(-1, (-1, self.head_dim(attn)))
+            keys = keys if call.packed_images is None else keys.reshape(call.packed_images, -1, *keys.shape[-2:])
             call.caught[signal] = keys.mean(dim=2) if signal == "keys" else keys.transpose(1, 2)
 
     def heads(self, attn: Any) -> int:
@@ -96,10 +101,11 @@ class HuggingFaceReader(AttentionReader):
         return getattr(attn, self.core, attn)
 
 
-def _require_in_place(attn: Any, k_proj: nn.Module) -> None:
-    if attn.k_proj is not k_proj:
+def _require_in_place(attn: Any, name: str, source: nn.Module) -> None:
+    now = getattr(attn, name)
+    if now is not source:
         raise RuntimeError(
-            f"The k_proj of {type(attn).__name__} was replaced by {type(attn.k_proj).__name__} after the model was "
+            f"The {name} of {type(attn).__name__} was replaced by {type(now).__name__} after the model was "
             "patched, so the keys that are read are not those of the model. Wrap the model first (PEFT), then patch it."
         )
 
@@ -142,6 +148,19 @@ class OwnAttention:
 
 
 def attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, Tensor | None]:
+    """What modules call in the place of their own attention function; a packed sequence comes as one image."""
+    call = current_call()
+    images = None if call is None else call.packed_images
+    if images is None:
+        return _attend(module, query, key, value, attention_mask, **kwargs)
+    q, k, v = (x[0].unflatten(1, (images, -1)).transpose(0, 1) for x in (query, key, value))
+    y, weights = _attend(module, q, k, v, attention_mask, **kwargs)
+    return y.flatten(0, 1)[None], weights
+
+
+def _attend(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
     """Show queries [B, H, N, D], keys and values to the running call; then attend as the model's own config says.

@@ -1,16 +1,14 @@
-"""How the blocks of transformers' encoders are put together, and which encoders are known."""
+"""Which encoders of transformers are known, and what is known about each."""
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from tokred.adapters.huggingface_attention import HuggingFaceReader, dense_mask
 from tokred.adapters.huggingface_inputs import (
     Inputs,
     clips,
@@ -18,9 +16,14 @@ from tokred.adapters.huggingface_inputs import (
     flattened_patches,
     frames,
     grid_of,
+    grid_of_any,
     grid_of_count,
     grid_of_frame,
     grid_of_pooled,
+    packed_patches,
+    packed_pixels,
+    packed_row_of_pixels,
+    packed_squares,
     padded_patches,
     patches,
     pictures,
@@ -28,148 +31,31 @@ from tokred.adapters.huggingface_inputs import (
     row_of_patches,
     spread_frame,
 )
+from tokred.adapters.huggingface_parts import (
+    AIM,
+    BEIT,
+    BERT,
+    BLIP,
+    CLIP,
+    DINO,
+    GEMMA,
+    LLAMA,
+    MLCD,
+    PACKED,
+    PACKED_APART,
+    PACKED_CLIP,
+    PACKED_CLIP_ROW,
+    PACKED_VIT,
+    PIX2STRUCT,
+    PIXTRAL,
+    POSE,
+    QIANFAN,
+    STEP,
+    VIT,
+    VJEPA,
+)
 from tokred.adapters.parts import BlockParts
 from tokred.errors import UnsupportedModelError
-
-
-class _Parts(BlockParts):
-    """Blocks whose class checkpoints its own forward, and whose masks are made for the kernel of the attention."""
-
-    def with_dense_masks(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Turn a mask made for flash or flex attention into one that can be cut to the tokens that are there."""
-        if self.bias is None or arguments.get(self.bias) is None:
-            return arguments
-        return {**arguments, self.bias: dense_mask(arguments[self.bias])}
-
-    def original(self, block: nn.Module) -> Callable[..., Any]:
-        """The forward without the checkpoint around it."""
-        return inspect.unwrap(type(block).forward)
-
-    def checkpoint(self, block: Any) -> Callable[..., Tensor] | None:
-        """The block's own checkpoint (transformers 5.18 checkpoints the call, outside of any forward)."""
-        inside = hasattr(type(block).forward, "__wrapped__")
-        return (
-            block._gradient_checkpointing_func if inside and block.gradient_checkpointing and block.training else None
-        )
-
-
-class _BeitParts(_Parts):
-    """The block adds its relative position bias to the mask before it calls the attention."""
-
-    def for_attention(self, block: Any, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Compute the bias as the block does."""
-        own = ("interpolate_pos_encoding", "resolution")
-        rest = {name: value for name, value in arguments.items() if name not in own}
-        if block.relative_position_bias is None:
-            return rest
-        window = tuple(side // block.patch_size for side in arguments["resolution"])
-        mask = rest.get("attention_mask")
-        bias = block.relative_position_bias(window, arguments.get("interpolate_pos_encoding", False), dim_size=None)
-        return {**rest, "attention_mask": bias if mask is None else bias + mask}
-
-
-class _VJepaParts(_Parts):
-    """The block gives its attention nothing but the positions."""
-
-    def for_attention(self, block: Any, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Leave the rest out."""
-        return {"position_mask": arguments.get("position_mask")}
-
-
-class _OfEveryImage:
-    """Rotary positions of every image [B, N, ..], for an attention that takes one table of them and makes it 4-D."""
-
-    def __init__(self, rows: Tensor) -> None:
-        self.rows = rows
-
-    def unsqueeze(self, _dim: int) -> Tensor:
-        """The images are there already (MLCD)."""
-        return self.rows
-
-    def view(self, *_shape: int) -> Tensor:
-        """The heads, too (Llama 4)."""
-        return self.rows
-
-
-def _rows_of_every_image(table: Tensor, position: Tensor, _num_prefix: int) -> _OfEveryImage:
-    return _OfEveryImage(table[position])
-
-
-_COMMON: dict[str, Any] = {
-    "indexed": {"attention_mask": "bias"},
-    "bias": "attention_mask",
-    "reader": HuggingFaceReader(),
-}
-_VIT: dict[str, Any] = {
-    "attention": ("layernorm_before", "attention", "dropout", "lambda_1", "drop_path"),
-    "mlp": ("layernorm_after", "mlp", "dropout", "lambda_2", "drop_path"),
-    "attn": "attention",
-    **_COMMON,
-}
-_QIANFAN = _Parts(
-    attention=("layernorm_before", "attention", "lambda_1", "drop_path1"),
-    mlp=("layernorm_after", "mlp", "dropout", "lambda_2", "drop_path2"),
-    attn="attention",
-    **_COMMON,
-)
-# as BERT is built: the module that attends lies in one that projects, and the last layer of the MLP adds the residual
-_NESTED: dict[str, Any] = {
-    "attention": ("layernorm_before", "attention"),
-    "attn": "attention",
-    "indexed": {},
-    "bias": None,
-    "reader": HuggingFaceReader(core="attention", takes_mask=False),
-}
-_BERT = _Parts(mlp=("layernorm_after", "intermediate", "output.dense", "output.dropout"), **_NESTED)
-_POSE = _Parts(mlp=("layernorm_after", "mlp"), **_NESTED)
-_CLIP = _Parts(attention=("layer_norm1", "self_attn"), mlp=("layer_norm2", "mlp"), attn="self_attn", **_COMMON)
-_BLIP = replace(_CLIP, indexed={}, bias=None, reader=HuggingFaceReader(takes_mask=False))
-_DINO = _Parts(
-    attention=("norm1", "attention", "layer_scale1", "drop_path"),
-    mlp=("norm2", "mlp", "layer_scale2", "drop_path"),
-    attn="attention",
-    **{**_COMMON, "indexed": {"attention_mask": "bias", "position_embeddings": "rope"}},
-)
-_MLCD = replace(_CLIP, indexed={"attention_mask": "bias", "position_embeddings": _rows_of_every_image})
-_LLAMA = _Parts(
-    attention=("input_layernorm", "self_attn"),
-    mlp=("post_attention_layernorm", "mlp"),
-    attn="self_attn",
-    indexed={"freqs_ci": _rows_of_every_image},
-    bias=None,
-    returns_tuple=True,
-    reader=HuggingFaceReader(takes_mask=False),
-)
-_STEP = _Parts(
-    attention=("layernorm_before", "self_attn", "lambda_1"),
-    mlp=("layernorm_after", "mlp", "lambda_2"),
-    attn="self_attn",
-    **{**_COMMON, "indexed": {"attention_mask": "bias", "position_embeddings": "rows"}},
-)
-_GEMMA = _Parts(
-    attention=("input_layernorm", "self_attn", "post_attention_layernorm"),
-    mlp=("pre_feedforward_layernorm", "mlp", "post_feedforward_layernorm"),
-    attn="self_attn",
-    **{**_COMMON, "indexed": {"attention_mask": "bias", "position_embeddings": "rows", "position_ids": "rows"}},
-)
-_VJEPA = _VJepaParts(
-    attention=("norm1", "attention", "drop_path"),
-    mlp=("norm2", "mlp", "drop_path"),
-    attn="attention",
-    indexed={"position_mask": "positions"},
-    bias=None,
-    returns_tuple=True,
-    reader=HuggingFaceReader(takes_mask=False, eager_takes_mask=False),
-)
-_PIX2STRUCT = _Parts(
-    attention=("pre_attention_layer_norm", "attention"),
-    mlp=("pre_mlp_layer_norm", "mlp"),
-    attn="attention",
-    returns_tuple=True,
-    **_COMMON,
-)
-_AIM = _Parts(attention=("rms_norm1", "attention"), mlp=("rms_norm2", "ffn"), attn="attention", **_COMMON)
-_BEIT = _BeitParts(**_VIT, own_bias=("relative_position_bias", "forward"), own_bias_length="dim_size")
 
 
 def _class_token(_config: Any) -> int:
@@ -196,6 +82,14 @@ def _nothing(_config: Any) -> int:
     return 0
 
 
+def _hidden_size(config: Any) -> int:
+    return int(config.hidden_size)
+
+
+def _embedding(config: Any) -> int:
+    return int(config.embed_dim)
+
+
 def _once(_config: Any, _patches: int) -> int:
     return 1
 
@@ -218,6 +112,10 @@ def find_blocks(encoder: nn.Module) -> list[nn.Module]:
 
 def _spatial_blocks(encoder: Any) -> list[nn.Module]:
     return list(encoder.spatial_layers)
+
+
+def _named_blocks(encoder: Any) -> list[nn.Module]:
+    return list(encoder.blocks)
 
 
 def _without_queries(model: Any) -> list[nn.Module]:
@@ -262,6 +160,7 @@ class Family:
         suffix: tokens behind the patches that are not to be reduced either, by config.
         is_dense: every model around the encoder wants a row for every patch.
         head_rows: rows that the linear layers behind the encoder take, by config and number of patches.
+        width: features of a token, by config.
         counted: what stands behind the blocks is more than linear layers, so that its cost is counted in a run.
         refuses: why a config cannot be reduced; empty if it can.
     """
@@ -277,6 +176,7 @@ class Family:
     suffix: Callable[[Any], int] = _nothing
     is_dense: bool = False
     head_rows: Callable[[Any, int], int] = _once
+    width: Callable[[Any], int] = _hidden_size
     counted: bool = False
     refuses: Callable[[Any], str] = _no_reason
 
@@ -284,57 +184,60 @@ class Family:
 _NO_PREFIX: dict[str, Any] = {"prefix": _nothing, "has_class_token": False}
 # queries join the sequence in front of the last blocks, which predict masks for all patches
 _QUERIES: dict[str, Any] = {"blocks": _without_queries, "is_dense": True, "counted": True}
+# images of any size, one behind another; what comes behind the blocks makes one token of several neighbours
+_PACKED: dict[str, Any] = {"grid": grid_of_any, "inputs": packed_patches, "is_dense": True, "counted": True}
+_QWEN: dict[str, Any] = {"parts": PACKED, "stem": "patch_embed", "blocks": _named_blocks, **_PACKED, **_NO_PREFIX}
 FAMILIES = {
-    "vit": Family("ViT", _Parts(**_VIT)),
-    "deit": Family("DeiT", _Parts(**_VIT), prefix=_class_and_distillation),
-    "vit_msn": Family("ViT-MSN", _Parts(**_VIT)),
-    "vit_mae": Family("ViT-MAE", _Parts(**_VIT)),
-    "ijepa": Family("I-JEPA", _Parts(**_VIT), **_NO_PREFIX),
-    "beit": Family("BEiT", _BEIT),
-    "pixio": Family("Pixio", _Parts(**_VIT), prefix=_several_class_tokens),
-    "internvl_vision": Family("InternVL", _Parts(**_VIT)),
-    "clip_vision_model": Family("CLIP", _CLIP),
-    "metaclip_2_vision_model": Family("MetaCLIP 2", _CLIP),
-    "altclip_vision_model": Family("AltCLIP", _CLIP),
-    "chinese_clip_vision_model": Family("Chinese CLIP", _CLIP),
-    "clipseg_vision_model": Family("CLIPSeg", _CLIP),
-    "git_vision_model": Family("GIT", _CLIP),
-    "owlvit_vision_model": Family("OWL-ViT", _CLIP),
-    "owlv2_vision_model": Family("OWLv2", _CLIP),
-    "siglip_vision_model": Family("SigLIP", _CLIP, **_NO_PREFIX),
-    "siglip2_vision_model": Family("SigLIP 2", _CLIP, grid=grid_of_count, inputs=padded_patches, **_NO_PREFIX),
-    "dinov2": Family("DINOv2", _DINO),
-    "dinov2_with_registers": Family("DINOv2 with registers", _DINO, prefix=_with_registers),
-    "dinov3_vit": Family("DINOv3", _DINO, prefix=_with_registers),
-    "aimv2_vision_model": Family("AIMv2", _AIM, **_NO_PREFIX),
-    "ovis2_vision": Family("Ovis2", _AIM, **_NO_PREFIX, is_dense=True, head_rows=_squares),
-    "blip_2_vision_model": Family("BLIP-2", _BLIP),
-    "instructblip_vision_model": Family("InstructBLIP", _BLIP),
-    "instructblipvideo_vision_model": Family("InstructBLIP Video", _BLIP),
-    "kosmos_2_vision_model": Family("Kosmos-2", _CLIP),
-    "janus_vision_model": Family("Janus", _CLIP, **_NO_PREFIX, is_dense=True),  # pools the patch in the corner
-    "idefics2_vision": Family("Idefics2", _CLIP, **_NO_PREFIX),
-    "idefics3_vision": Family("Idefics3", _CLIP, **_NO_PREFIX),
-    "smolvlm_vision": Family("SmolVLM", _CLIP, **_NO_PREFIX),
-    "qianfan_ocr_vision": Family("Qianfan-OCR", _QIANFAN),
-    "tipsv2_vision_model": Family("TIPSv2", _DINO, prefix=_with_registers),
-    "sapiens2": Family("Sapiens 2", _DINO, prefix=_with_registers),
-    "radio": Family("RADIO", _DINO, prefix=_summary),
-    "dpt": Family("DPT", _BERT),
+    "vit": Family("ViT", VIT),
+    "deit": Family("DeiT", VIT, prefix=_class_and_distillation),
+    "vit_msn": Family("ViT-MSN", VIT),
+    "vit_mae": Family("ViT-MAE", VIT),
+    "ijepa": Family("I-JEPA", VIT, **_NO_PREFIX),
+    "beit": Family("BEiT", BEIT),
+    "pixio": Family("Pixio", VIT, prefix=_several_class_tokens),
+    "internvl_vision": Family("InternVL", VIT),
+    "clip_vision_model": Family("CLIP", CLIP),
+    "metaclip_2_vision_model": Family("MetaCLIP 2", CLIP),
+    "altclip_vision_model": Family("AltCLIP", CLIP),
+    "chinese_clip_vision_model": Family("Chinese CLIP", CLIP),
+    "clipseg_vision_model": Family("CLIPSeg", CLIP),
+    "git_vision_model": Family("GIT", CLIP),
+    "owlvit_vision_model": Family("OWL-ViT", CLIP),
+    "owlv2_vision_model": Family("OWLv2", CLIP),
+    "siglip_vision_model": Family("SigLIP", CLIP, **_NO_PREFIX),
+    "siglip2_vision_model": Family("SigLIP 2", CLIP, grid=grid_of_count, inputs=padded_patches, **_NO_PREFIX),
+    "dinov2": Family("DINOv2", DINO),
+    "dinov2_with_registers": Family("DINOv2 with registers", DINO, prefix=_with_registers),
+    "dinov3_vit": Family("DINOv3", DINO, prefix=_with_registers),
+    "aimv2_vision_model": Family("AIMv2", AIM, **_NO_PREFIX),
+    "ovis2_vision": Family("Ovis2", AIM, **_NO_PREFIX, is_dense=True, head_rows=_squares),
+    "blip_2_vision_model": Family("BLIP-2", BLIP),
+    "instructblip_vision_model": Family("InstructBLIP", BLIP),
+    "instructblipvideo_vision_model": Family("InstructBLIP Video", BLIP),
+    "kosmos_2_vision_model": Family("Kosmos-2", CLIP),
+    "janus_vision_model": Family("Janus", CLIP, **_NO_PREFIX, is_dense=True),  # pools the patch in the corner
+    "idefics2_vision": Family("Idefics2", CLIP, **_NO_PREFIX),
+    "idefics3_vision": Family("Idefics3", CLIP, **_NO_PREFIX),
+    "smolvlm_vision": Family("SmolVLM", CLIP, **_NO_PREFIX),
+    "qianfan_ocr_vision": Family("Qianfan-OCR", QIANFAN),
+    "tipsv2_vision_model": Family("TIPSv2", DINO, prefix=_with_registers),
+    "sapiens2": Family("Sapiens 2", DINO, prefix=_with_registers),
+    "radio": Family("RADIO", DINO, prefix=_summary),
+    "dpt": Family("DPT", BERT),
     "yolos": Family(
         "YOLOS",
-        _BERT,
+        BERT,
         suffix=_detections,
         head_rows=_detections,
         refuses=_positions_between_blocks,
     ),
-    "vitpose_backbone": Family("ViTPose", _POSE, **_NO_PREFIX, refuses=_several_experts),
-    "videomae": Family("VideoMAE", _BERT, **_NO_PREFIX),
-    "vivit": Family("ViViT", _Parts(**_VIT)),
-    "vjepa2": Family("V-JEPA 2", _VJEPA, inputs=clips, is_dense=True, counted=True, **_NO_PREFIX),
+    "vitpose_backbone": Family("ViTPose", POSE, **_NO_PREFIX, refuses=_several_experts),
+    "videomae": Family("VideoMAE", BERT, **_NO_PREFIX),
+    "vivit": Family("ViViT", VIT),
+    "vjepa2": Family("V-JEPA 2", VJEPA, inputs=clips, is_dense=True, counted=True, **_NO_PREFIX),
     "videoprism_vision_model": Family(
         "VideoPrism",
-        _Parts(**_VIT),
+        VIT,
         stem="spatial_embeddings",
         blocks=_spatial_blocks,
         grid=grid_of_frame,
@@ -343,19 +246,19 @@ FAMILIES = {
         counted=True,
         **_NO_PREFIX,
     ),
-    "mlcd_vision_model": Family("MLCD", _MLCD),
+    "mlcd_vision_model": Family("MLCD", MLCD),
     "llama4_vision_model": Family(
-        "Llama 4", _LLAMA, stem="patch_embedding", suffix=_class_token, is_dense=True, counted=True, **_NO_PREFIX
+        "Llama 4", LLAMA, stem="patch_embedding", suffix=_class_token, is_dense=True, counted=True, **_NO_PREFIX
     ),
-    "step3p5_vision": Family("Step 3.7", _STEP, is_dense=True, counted=True, **_NO_PREFIX),
+    "step3p5_vision": Family("Step 3.7", STEP, is_dense=True, counted=True, **_NO_PREFIX),
     "molmo2_vision": Family(
-        "Molmo 2", _CLIP, stem="patch_embedding", inputs=patches, is_dense=True, counted=True, **_NO_PREFIX
+        "Molmo 2", CLIP, stem="patch_embedding", inputs=patches, is_dense=True, counted=True, **_NO_PREFIX
     ),
-    "granite_docling_vision": Family("Granite Docling", _CLIP, is_dense=True, counted=True, **_NO_PREFIX),
-    "unlimited_ocr_vision_encoder": Family("Unlimited OCR", _CLIP, inputs=feature_map, is_dense=True, counted=True),
+    "granite_docling_vision": Family("Granite Docling", CLIP, is_dense=True, counted=True, **_NO_PREFIX),
+    "unlimited_ocr_vision_encoder": Family("Unlimited OCR", CLIP, inputs=feature_map, is_dense=True, counted=True),
     "gemma4_vision": Family(
         "Gemma 4",
-        _GEMMA,
+        GEMMA,
         stem="patch_embedder",
         grid=grid_of_pooled,
         inputs=placed_patches,
@@ -364,19 +267,49 @@ FAMILIES = {
         **_NO_PREFIX,
     ),
     "pix2struct_vision_model": Family(
-        "Pix2Struct", _PIX2STRUCT, grid=row_of_patches, inputs=flattened_patches, **_NO_PREFIX
+        "Pix2Struct", PIX2STRUCT, grid=row_of_patches, inputs=flattened_patches, **_NO_PREFIX
     ),
-    "eomt": Family("EoMT", _DINO, prefix=_with_registers, **_QUERIES),
-    "eomt_dinov3": Family("EoMT with DINOv3", _DINO, prefix=_with_registers, **_QUERIES),
-    "videomt": Family("VidEoMT", _DINO, inputs=frames, prefix=_with_registers, **_QUERIES),
+    "eomt": Family("EoMT", DINO, prefix=_with_registers, **_QUERIES),
+    "eomt_dinov3": Family("EoMT with DINOv3", DINO, prefix=_with_registers, **_QUERIES),
+    "videomt": Family("VidEoMT", DINO, inputs=frames, prefix=_with_registers, **_QUERIES),
+    "qwen2_vl_vision": Family("Qwen2-VL", **_QWEN, width=_embedding),
+    "qwen3_vl_vision": Family("Qwen3-VL", **_QWEN),
+    "qwen3_vl_moe_vision": Family("Qwen3-VL MoE", **_QWEN),
+    "qwen3_5_vision": Family("Qwen3.5", **_QWEN),
+    "qwen3_5_moe_vision": Family("Qwen3.5 MoE", **_QWEN),
+    "qwen4_exp_vision": Family("Qwen4 Exp", **_QWEN),
+    "qwen3_omni_moe_vision_encoder": Family("Qwen3 Omni", **_QWEN),
+    "cohere_compass_vision": Family("Cohere Compass", **_QWEN),
+    "ernie4_5_vl_moe_vision": Family("ERNIE 4.5 VL", **_QWEN),
+    "glm4v_vision": Family("GLM-4.1V", **_QWEN),
+    "glm4v_moe_vision": Family("GLM-4.5V", **_QWEN),
+    "glm5_next_vision": Family("GLM-5 Next", **_QWEN),
+    "glm_ocr_vision": Family("GLM-OCR", **_QWEN),
+    "glm_image_vision": Family("GLM-Image", **_QWEN),
+    "kimi_k25_vision": Family(
+        "Kimi K2.5",
+        PACKED_APART,
+        stem="patch_embed",
+        **{**_PACKED, "inputs": packed_pixels},
+        **_NO_PREFIX,
+    ),
+    "cosmos3_edge_vision": Family("Cosmos3 Edge", PACKED_CLIP, **_PACKED, **_NO_PREFIX),
+    "video_llama_3_vision": Family("VideoLLaMA 3", PACKED_CLIP, **_PACKED, **_NO_PREFIX),
+    "paddleocr_vl_vision": Family(
+        "PaddleOCR-VL", PACKED_CLIP, **{**_PACKED, "inputs": packed_row_of_pixels}, **_NO_PREFIX
+    ),
+    "minimax_m3_vl_vision": Family("MiniMax M3 VL", PACKED_CLIP, **_PACKED, **_NO_PREFIX),
+    "hunyuan_vl_vision": Family("HunyuanVL", PACKED_CLIP_ROW, **_PACKED, **_NO_PREFIX),
+    "inkling2_vision": Family("Inkling 2", PACKED_VIT, **{**_PACKED, "inputs": packed_squares}),
+    "pixtral": Family("Pixtral", PIXTRAL, stem="patch_conv", is_dense=True, counted=True, **_NO_PREFIX),
 }
 """Encoders by the ``model_type`` of their config."""
 
 TEXT_FAMILIES = {
-    "clip_text_model": Family("CLIP text", _CLIP),
-    "metaclip_2_text_model": Family("MetaCLIP 2 text", _CLIP),
-    "siglip_text_model": Family("SigLIP text", _CLIP),
-    "siglip2_text_model": Family("SigLIP 2 text", _CLIP),
+    "clip_text_model": Family("CLIP text", CLIP),
+    "metaclip_2_text_model": Family("MetaCLIP 2 text", CLIP),
+    "siglip_text_model": Family("SigLIP text", CLIP),
+    "siglip2_text_model": Family("SigLIP 2 text", CLIP),
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -15,8 +15,10 @@ Inputs = Callable[[Any, Random], dict[str, Any]]
 
 PICTURES = ("pixel_values", "pixel_values_videos", "flattened_patches", "patch_embeds")
 """Arguments that bring pictures, or patches cut out of them."""
-BESIDE = ("pixel_attention_mask", "spatial_shapes", "pixel_position_ids")
-"""What a forward may need beside them."""
+GRIDS = ("grid_thw", "image_grid_thw")
+"""Arguments that say how many patches a picture has, of several in one sequence: [B, 3] frames, rows, columns."""
+BESIDE = ("pixel_attention_mask", "spatial_shapes", "pixel_position_ids", "merge_sizes", *GRIDS)
+"""What a forward may need beside pictures."""
 
 
 def takes_pictures(module: nn.Module) -> bool:
@@ -25,13 +27,18 @@ def takes_pictures(module: nn.Module) -> bool:
     needed = [a.name for a in arguments if a.default is a.empty and a.kind is a.POSITIONAL_OR_KEYWORD]
     names = [a.name for a in arguments]
     words = any("input_ids" in name for name in names)
-    return any(name in PICTURES for name in names) and not words and all(n in PICTURES + BESIDE for n in needed)
+    return bool(_pictures_of(names)) and not words and all(n in _pictures_of(names) | {*BESIDE} for n in needed)
 
 
 def same_pictures(module: nn.Module, encoder: nn.Module) -> bool:
     """Whether a model takes its pictures in the way that the encoder inside does."""
-    names = {a.name for a in _arguments(module)} & {a.name for a in _arguments(encoder)}
-    return any(name in PICTURES for name in names)
+    return bool(_pictures_of(a.name for a in _arguments(module)) & _pictures_of(a.name for a in _arguments(encoder)))
+
+
+def _pictures_of(names: Iterable[str]) -> set[str]:
+    """Which arguments bring pictures; beside a grid, hidden states are patches."""
+    given = set(names)
+    return given & {*PICTURES, *(("hidden_states",) if given & {*GRIDS} else ())}
 
 
 def _arguments(module: nn.Module) -> list[inspect.Parameter]:
@@ -110,6 +117,47 @@ def padded_patches(config: Any, random: Random) -> dict[str, Any]:
     mask = torch.ones(1, math.prod(grid), dtype=torch.int64, device=pixels.device)
     shapes = torch.tensor([grid], device=pixels.device)
     return {"pixel_values": pixels, "pixel_attention_mask": mask, "spatial_shapes": shapes}
+
+
+def grid_of_any(_config: Any) -> tuple[int, ...]:
+    """The grid of a picture of middling size, for an encoder that takes all sizes."""
+    return 32, 32
+
+
+def packed_patches(config: Any, random: Random) -> dict[str, Any]:
+    """Patches of one picture, each in a row, beside the grid that they form."""
+    frames = getattr(config, "temporal_patch_size", 1)
+    pixels = random(math.prod(grid_of_any(config)), _channels(config) * frames * config.patch_size**2)
+    merging = torch.ones(1, dtype=torch.int64, device=pixels.device)
+    return {"hidden_states": pixels, "pixel_values": pixels, "merge_sizes": merging, **_shape(config, pixels)}
+
+
+def packed_pixels(config: Any, random: Random) -> dict[str, Any]:
+    """The same, each of channels, rows and columns (Kimi)."""
+    pixels = random(math.prod(grid_of_any(config)), _channels(config), *_pair(config.patch_size))
+    return {"pixel_values": pixels, **_shape(config, pixels)}
+
+
+def packed_row_of_pixels(config: Any, random: Random) -> dict[str, Any]:
+    """The same as a batch of one (PaddleOCR)."""
+    given = packed_pixels(config, random)
+    return {**given, "pixel_values": given["pixel_values"][None]}
+
+
+def packed_squares(config: Any, random: Random) -> dict[str, Any]:
+    """Squares of several patches, and the grid of the squares (Inkling)."""
+    merged, patch = config.spatial_merge_size, config.patch_size
+    pixels = random(math.prod(grid_of_any(config)) // merged**2, merged * patch, merged * patch, _channels(config))
+    return {"pixel_values": pixels, **_shape(config, pixels, merged)}
+
+
+def _channels(config: Any) -> int:
+    return next((getattr(config, n) for n in ("in_channels", "num_channels") if hasattr(config, n)), 3)
+
+
+def _shape(config: Any, pixels: Tensor, merged: int = 1) -> dict[str, Tensor]:
+    shape = torch.tensor([[1, *(side // merged for side in grid_of_any(config))]], device=pixels.device)
+    return dict.fromkeys(GRIDS, shape)
 
 
 def patches(config: Any, random: Random) -> dict[str, Any]:

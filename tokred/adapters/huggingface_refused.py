@@ -12,40 +12,17 @@ _BEHIND = "Take a method that acts behind the encoder, such as tokred.FoPru or t
 _OTHER = "Take an encoder in whose blocks every patch sees every other, such as DINOv2 or SigLIP."
 
 _REASONS: dict[str, tuple[str, ...]] = {
-    "packs images of different sizes into one sequence without a batch, which would be reduced as one image. "
-    f"{_BEHIND}": (
-        "cohere_compass_vision",
-        "cosmos3_edge_vision",
-        "dots3_note_vision_encoder",
-        "ernie4_5_vl_moe_vision",
+    f"attends in windows in most of its blocks, so that every patch must stay in its place in the grid. {_BEHIND}": (
         "exaone4_5_vision",
-        "glm4v_moe_vision",
-        "glm4v_vision",
-        "glm5_next_vision",
-        "glm_image_vision",
-        "glm_ocr_vision",
-        "hunyuan_vl_vision",
-        "inkling2_vision",
-        "kimi_k25_vision",
-        "lfm3_vl_vision",
+        "muse_glimmer_vision",
+        "muse_spark_vision",
+        "qwen2_5_omni_vision_encoder",
+        "qwen2_5_vl_vision",
+    ),
+    f"makes one token of several between its blocks, by their places in the grid. {_BEHIND}": (
         "minicpm_ocr_vision",
         "minicpmv4_6_vision",
         "minicpmv4_7_vision",
-        "minimax_m3_vl_vision",
-        "muse_glimmer_vision",
-        "muse_spark_vision",
-        "paddleocr_vl_vision",
-        "pixtral",
-        "qwen2_5_omni_vision_encoder",
-        "qwen2_5_vl_vision",
-        "qwen2_vl_vision",
-        "qwen3_5_moe_vision",
-        "qwen3_5_vision",
-        "qwen3_omni_moe_vision_encoder",
-        "qwen3_vl_moe_vision",
-        "qwen3_vl_vision",
-        "qwen4_exp_vision",
-        "video_llama_3_vision",
     ),
     "attends in windows, or pools its tokens from stage to stage, so that every token must stay in its place in the "
     f"grid. {_OTHER}": (
@@ -92,6 +69,11 @@ _REASONS: dict[str, tuple[str, ...]] = {
         "sam3_tracker_video",
         "sam_hq",
     ),
+    f"sends the patches of its last blocks to different experts, whose cost is not known here. {_BEHIND}": (
+        "dots3_note_vision_encoder",
+    ),
+    "convolves over the grid of the patches in some of its blocks, so that every patch must stay in its place. "
+    f"{_BEHIND}": ("lfm3_vl_vision",),
     "sends words and pictures through the same layers, so there is no stack of blocks over patches alone. Take a "
     "multimodal model with an image encoder of its own, such as LLaVA.": (
         "chameleon",

@@ -37,7 +37,7 @@ class Reduction:
         modules: learnable parts of the method, by layer; they are not registered in the model.
         idle: run the replaced blocks without reducing anything (the self-check compares this with the original).
         hosts: the method looks at what leaves every block, or has guests.
-        last: state of the last forward, if ``trace``.
+        last: state of the last forward, if ``trace``; several if its images differ in length.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Reduction:
         self.trace = trace
         self.full_length = full_length
         self.idle = False
-        self.last: TokenState | None = None
+        self.last: TokenState | tuple[TokenState, ...] | None = None
         self.modules = method.modules(shape)
         self._plans = {shape.num_tokens: method.plan(shape)}
         self._carries: dict[int, bool] = {}
@@ -261,7 +261,7 @@ class Site:
             row = mask[:, 0, 0]  # the first token is never padding, so it sees all that are not
             valid = row if row.dtype == torch.bool else row > torch.finfo(row.dtype).min / 2
         origin = torch.arange(x.shape[1], device=x.device).expand(x.shape[0], -1)
-        lead, full_length = _asked_for(x)
+        lead, full_length = asked_for(x)
         state = TokenState(num_initial=x.shape[1], valid=valid, origin=origin, full_length=full_length)
         if lead is not None:
             behind = torch.ones_like(origin).scatter(1, (lead % x.shape[1]).expand(x.shape[0], -1), 0)
@@ -310,12 +310,17 @@ def _first_tokens(read: Callable[[], Tensor], tokens: int) -> Tensor:
     return read()[..., :tokens, :]
 
 
-def _asked_for(x: Tensor) -> tuple[Tensor | None, bool]:
+def asked_for(x: Tensor) -> tuple[Tensor | None, bool]:
     """The ``lead`` and ``full_length`` of the run; kept on the tokens, for a checkpoint that runs the block again."""
     run = current_call()
     if isinstance(run, Run):
-        setattr(x, _ASKED_FOR, (run.lead, run.full_length))
+        ask_for(x, (run.lead, run.full_length))
     return getattr(x, _ASKED_FOR, (None, False))
+
+
+def ask_for(x: Tensor, asked: tuple[Tensor | None, bool]) -> None:
+    """Keep what :func:`asked_for` gives on the tokens."""
+    setattr(x, _ASKED_FOR, asked)
 
 
 class OwnBias:
