@@ -85,12 +85,46 @@ def test_the_continuation_that_the_model_writes_is_the_likeliest(plugin: Any):
         assert found[0][0] < 1, "a trained model is fairly sure"
 
 
-def test_knobs_without_a_method_and_other_kinds_of_tasks_are_refused(plugin: Any, model_folder: str):
+def test_a_task_asks_round_by_round_and_is_told_the_answers_so_far(plugin: Any):
+    model = plugin.Tokred("llava-shapes", method="fopru", keep=0.25, device="cpu")
+    sample = easy_vqa_sample("test")
+    docs = [[(to_pil_image(sample[i].image), sample[i].question) for i in part] for part in ((0, 40, 80), (10,))]
+    model.task_dict = {"task": {"test": docs}}
+    told: list[tuple[int, list[str], Any]] = []
+
+    def to_text(doc: Any, previous_output: list[str], round_idx: int, previous_round_info: Any) -> tuple[Any, ...]:
+        told.append((round_idx, list(previous_output), previous_round_info))
+        if round_idx == len(doc):
+            return None, None, True, previous_output, None
+        image, question = doc[round_idx]
+        return [image], question, False, previous_output, f"behind round {round_idx}"
+
+    settings = {"max_new_tokens": 1}
+    found = model.generate_until_multi_round(
+        [
+            SimpleNamespace(args=(doc[0][1], settings, lambda doc: [doc[0][0]], to_text, index, "task", "test"))
+            for index, doc in enumerate(docs)
+        ]
+    )
+    model.task_dict = {"task": {"test": [pair for doc in docs for pair in doc]}}
+    single = model.generate_until(
+        [
+            SimpleNamespace(args=(text, settings, lambda pair: [pair[0]], index, "task", "test"))
+            for index, (_, text) in enumerate(model.task_dict["task"]["test"])
+        ]
+    )
+    assert found == [single[:3], single[3:]]
+    assert told[:3] == [
+        (1, single[:1], None),
+        (2, single[:2], "behind round 1"),
+        (3, single[:3], "behind round 2"),
+    ]
+    assert told[3:] == [(1, single[3:], None)]
+
+
+def test_knobs_without_a_method_are_refused(plugin: Any, model_folder: str):
     with pytest.raises(ConfigError, match="method="):
         plugin.Tokred(model_folder, keep=0.5)
-    model = plugin.Tokred(model_folder, device="cpu")
-    with pytest.raises(NotImplementedError, match="generate_until"):
-        model.generate_until_multi_round([])
 
 
 def test_the_entry_point_names_a_class_that_is_there(plugin: Any):

@@ -86,16 +86,39 @@ class Answerer(lmms):
             self._report(len(found) / len(requests))
         return found
 
-    def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
-        """Refused: tasks of several rounds are not supported yet."""
-        raise NotImplementedError(
-            "tokred answers single questions; choose tasks with output_type generate_until, multiple_choice or "
-            "loglikelihood."
-        )
+    def generate_until_multi_round(self, requests: Sequence[Any]) -> list[list[str]]:
+        """Ask document by document, round by round, as long as the task asks; the answers of all rounds of each."""
+        found = []
+        for request in requests:
+            found.append(self._rounds(*request.args))
+            self._report(len(found) / len(requests))
+        return found
+
+    def _rounds(
+        self,
+        context: str,
+        settings: Mapping[str, Any],
+        to_visual: Callable[..., Any],
+        to_text: Callable[..., Any],
+        doc_id: int,
+        task: str,
+        split: str,
+    ) -> list[str]:
+        """The task is told the answers so far, and tells the next question, its images, and whether there is one."""
+        doc = self.task_dict[task][split][doc_id]
+        shown, answers, kept, ended = to_visual(doc), [], None, False
+        while not ended:
+            answers = [*answers, *self._write([self._shown(shown, context)], settings)]
+            told = {"previous_output": answers, "round_idx": len(answers), "previous_round_info": kept}
+            shown, context, ended, answers, kept = to_text(doc, **told)
+        return list(answers)
+
+    def _answer(self, batch: Sequence[tuple[Any, ...]], settings: Mapping[str, Any]) -> list[str]:
+        return self._write([self._prompt(context, *place) for context, _, *place in batch], settings)
 
     @torch.inference_mode()
-    def _answer(self, batch: Sequence[tuple[Any, ...]], settings: Mapping[str, Any]) -> list[str]:
-        shown = [self._prompt(context, *place) for context, _, *place in batch]
+    def _write(self, shown: Sequence[tuple[list[Any], str]], settings: Mapping[str, Any]) -> list[str]:
+        """The answers to prompts with their images."""
         inputs = self._inputs([images for images, _ in shown], [prompt for _, prompt in shown])
         asked = {name: settings[name] for name in _TAKEN_OVER if settings.get(name) is not None}
         said = self.model.generate(**inputs, **{"max_new_tokens": 256, "do_sample": False, **asked})
@@ -118,8 +141,11 @@ class Answerer(lmms):
         return float(cross_entropy(logits, words)), bool((logits.argmax(dim=-1) == words).all())
 
     def _prompt(self, context: str, to_visual: Any, doc_id: int, task: str, split: str) -> tuple[list[Any], str]:
+        return self._shown(to_visual(self.task_dict[task][split][doc_id]), context)
+
+    def _shown(self, pictures: Sequence[Any] | None, context: str) -> tuple[list[Any], str]:
         """The images of a document, and the question about them by the chat template of the model."""
-        images = [p.convert("RGB") for p in to_visual(self.task_dict[task][split][doc_id]) or [] if _is_image(p)]
+        images = [p.convert("RGB") for p in pictures or [] if _is_image(p)]
         content = [*({"type": "image"} for _ in images), {"type": "text", "text": context}]
         turn = [{"role": "user", "content": content}]
         return images, self.processor.apply_chat_template(turn, add_generation_prompt=True)
