@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from statistics import median
 from typing import Any
 
 import torch
@@ -69,14 +70,15 @@ def time_phases(
     is_inside = handle is not None and handle.encoder is not None
     encode = second.encode if is_inside else first.encode
     vision = compare(first.encode, encode, **settings, report=lambda s: report(0.2 * s))
-    with second.clock(device) as clock:
-        prefill = compare(first.prefill, second.prefill, **settings, report=lambda s: report(0.2 + 0.5 * s))
+    clock = _Clock(torch.device(device))
+    with clock.watching(handle):
+        prefill = compare(first.prefill, clock.each(second.prefill), **settings, report=lambda s: report(0.2 + 0.5 * s))
     decode = compare(first.decode, second.decode, **settings, report=lambda s: report(0.7 + 0.3 * s))
     return Phases(
         vision,
         prefill,
         decode,
-        reduction=float(torch.tensor(clock).median()) if clock else 0.0,
+        reduction=median(clock.calls),
         cache_bytes=(first.cache_bytes(), second.cache_bytes()),
         peak_bytes=(peak_memory(first.prefill, device), peak_memory(second.prefill, device)),
     )
@@ -129,42 +131,51 @@ class _Prompts:
         layers = self.output.past_key_values.layers
         return sum(_bytes(layer.keys) + _bytes(layer.values) for layer in layers)
 
+
+class _Clock:
+    """Takes the time of the methods that the parts of a patch name as their ``work``.
+
+    Attributes:
+        calls: seconds of work in every call of what :meth:`each` gave.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.calls: list[float] = []
+        self._now = 0.0
+
     @contextmanager
-    def clock(self, device: torch.device | str):
-        """A list to which every prefill adds the seconds that the reduction took."""
-        spent: list[float] = []
-        if self.handle is None:
-            yield spent
-            return
-        total = [0.0]
+    def watching(self, handle: Any) -> Iterator[None]:
+        """Replace these methods on the instances."""
         with ExitStack() as stack:
-            language = self.handle.language
-            for part in (self.handle.features, language, language.dropping):
+            for part in () if handle is None else (handle.features, handle.language, handle.language.dropping):
                 for name in () if part is None else part.work:
-                    setattr(part, name, partial(_timed, getattr(part, name), total, torch.device(device)))
+                    setattr(part, name, partial(self._work, getattr(part, name)))
                     stack.callback(vars(part).pop, name)
-            own = self.prefill
+            yield
 
-            def prefill() -> Any:
-                total[0] = 0.0
-                result = own()
-                spent.append(total[0])
-                return result
+    def each(self, function: Callable[[], Any]) -> Callable[[], Any]:
+        """``function``, every call of which counts for itself."""
 
-            self.prefill = prefill
-            stack.callback(vars(self).pop, "prefill")
-            yield spent
+        def counted() -> Any:
+            self._now = 0.0
+            result = function()
+            self.calls.append(self._now)
+            return result
 
+        return counted
 
-def _timed(own: Callable[..., Any], total: list[float], device: torch.device, *args: Any, **kwargs: Any) -> Any:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    started = time.perf_counter()
-    result = own(*args, **kwargs)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    total[0] += time.perf_counter() - started
-    return result
+    def _work(self, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self._wait()
+        started = time.perf_counter()
+        result = own(*args, **kwargs)
+        self._wait()
+        self._now += time.perf_counter() - started
+        return result
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
 
 def _bytes(values: Tensor | None) -> int:
