@@ -113,6 +113,15 @@ def test_kernels_without_masks_hand_over_to_sdpa_where_sizes_count(monkeypatch):
     assert calls == [65], "the first block has no sizes yet"
 
 
+def test_patches_that_a_masked_autoencoder_shuffles_are_not_drawn():
+    model = zoo.build("vit-mae")
+    with tokred.patch(model, tokred.ToMe(r=8), trace=True) as handle:
+        run(model, zoo.images("vit-mae"))
+        assert handle.trace.tokens_per_layer[-1] == 41
+        with pytest.raises(ValueError, match="do not come row by row"):
+            handle.trace.overlay(torch.zeros(2, 3, 64, 64))
+
+
 def test_two_models_of_one_config_stay_independent():
     config = hf.ViTConfig(**zoo.SMALL, **zoo.MLP, num_labels=7)
     first, second = (hf.ViTForImageClassification(config).eval() for _ in range(2))
