@@ -64,6 +64,17 @@ def quarter() -> str:
     return _table("method|setting|exact match %|points lost|standard error|agreement %", cells, text=2)
 
 
+def thresholds() -> str:
+    """ATP's trained modules in llava-shapes: exact match and visual tokens behind every layer."""
+    found = json.loads((RESULTS / "learn_atp.json").read_text())
+    layers = found["visual_tokens_per_layer"]
+    rows = [
+        ["unpatched", f"{found['exact_match_unpatched']:.1f}", *[f"{found['visual_tokens']:.0f}"] * len(layers)],
+        ["`atp`", f"{found['exact_match']:.1f}", *(f"{tokens:.1f}" for tokens in layers)],
+    ]
+    return _table("|".join(["method", "exact match %", *(f"layer {i}" for i in range(len(layers)))]), rows)
+
+
 def tokens() -> str:
     """Tokenizers at every number of tokens."""
     rows = _rows("rate_distortion.parquet", lambda row: (row["model"], row["bits"]))
@@ -198,7 +209,7 @@ def load() -> str:
 
 
 _ALL = (
-    questions, quarter, mosaics, retrieval, tokens, attention, narrow, search, learned, methods, finetuned, tome, load,
+    questions, quarter, thresholds, mosaics, retrieval, tokens, attention, narrow, search, learned, methods, finetuned, tome, load,
 )  # fmt: skip
 TABLES: dict[str, Callable[[], str]] = {table.__name__: table for table in _ALL}
 

@@ -187,6 +187,18 @@ def test_the_text_on_questions_is_what_the_sweep_measured():
     assert f"{part[0]:.1f} % of the unpatched prefill for VTC-CLS and {part[1]:.1f} % for FoPru" in text
 
 
+def test_the_text_on_trained_thresholds_is_what_was_measured():
+    found = json.loads((ROOT / "docs" / "results" / "learn_atp.json").read_text())
+    text = " ".join(PAGE.split())
+    assert (found["questions"], found["steps"], found["batch_size"], found["target"]) == (500, 200, 16, 64)
+    assert f"the modules {found['kept']:.1f} tokens are left on average, where 64 were asked for" in text
+    assert found["exact_match"] == found["exact_match_unpatched"], "as many answers are right as before"
+    fastv = pl.read_parquet(ROOT / "docs" / "results" / "vqa.parquet").filter(
+        (pl.col("method") == "fastv") & (pl.col("label") == "keep=0.25")
+    )
+    assert fastv["agreement"].to_list() == [100.0], "FastV changes no answer"
+
+
 def test_the_text_on_tiles_is_what_the_sweep_measured():
     results = pl.read_parquet(ROOT / "docs" / "results" / "vqa_next.parquet")
     assert set(results["images"]) == {200}, "the text says how many questions"
