@@ -120,7 +120,7 @@ def cost(
         in_mlp = entering + attending if whole else leaving + transformed
         layers.append(_layer(block, entering + attending, in_mlp, leaving, extra, bytes_per_number))
         entering = leaving
-    stem, head = shape.stem_macs, shape.head_macs + shape.head_weights * entering
+    stem, head = shape.stem_macs, shape.head_macs + shape.head_weights * entering + shape.dense_macs
     if convention == "diffrate":
         stem = round(stem * shape.num_tokens / shape.num_patches)
     elif convention == "pitome":

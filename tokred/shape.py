@@ -58,6 +58,7 @@ class ModelShape:
         stem_macs: multiply-accumulates before the first block.
         head_macs: after the last block, whatever the number of tokens.
         head_weights: after the last block, per token (attention pooling).
+        dense_macs: after the last block, for all patches of the input together (where each gets its row back).
         parameters: learned numbers of the whole model.
     """
 
@@ -71,6 +72,7 @@ class ModelShape:
     stem_macs: int = 0
     head_macs: int = 0
     head_weights: int = 0
+    dense_macs: int = 0
     parameters: int = 0
 
     @classmethod
@@ -113,9 +115,10 @@ class ModelShape:
         widths = sorted({(b.attention_weights, b.attention_width, b.mlp_weights, b.heads) for b in self.blocks})
         heads = "/".join(str(heads) for *_, heads in widths)
         weights = sum(block.attention_weights + block.mlp_weights for block in self.blocks)
+        head = self.head_macs + self.head_weights + self.dense_macs
         return (
-            f"{self.depth} blocks of width {self.dim} with {heads} heads and {weights} weights, a head of "
-            f"{self.head_macs + self.head_weights}, {self.num_tokens} tokens, {self.num_prefix} before the patches"
+            f"{self.depth} blocks of width {self.dim} with {heads} heads and {weights} weights, a head of {head}, "
+            f"{self.num_tokens} tokens, {self.num_prefix} before the patches"
         )
 
     @property
@@ -134,8 +137,9 @@ class ModelShape:
         return self.num_tokens - self.num_prefix
 
     def with_tokens(self, num_tokens: int) -> ModelShape:
-        """The same model at another input size; the stem is scaled with the patches, the grid is unknown."""
+        """The same model at another input size; what each patch costs is scaled with them, the grid is unknown."""
         if num_tokens == self.num_tokens:
             return self
         scale = (num_tokens - self.num_prefix) / max(self.num_patches, 1)
-        return replace(self, num_tokens=num_tokens, grid=None, stem_macs=int(self.stem_macs * scale))
+        stem, dense = int(self.stem_macs * scale), int(self.dense_macs * scale)
+        return replace(self, num_tokens=num_tokens, grid=None, stem_macs=stem, dense_macs=dense)

@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 import tokred
+from tokred.adapters import find_tower
 from tokred.adapters.huggingface_parts import PACKED, PIXTRAL
 from tokred.adapters.packed import Packing
+from tokred.cost import cost
 from tokred.errors import UnsupportedModelError
 
 from . import zoo_huggingface as zoo
@@ -139,6 +142,26 @@ def test_merged_patches_share_one_row():
         together = slot[image] == slot[image, :, None]
         assert together.sum() > 64
         assert all(torch.equal(found[image, i], found[image, j]) for i, j in together.nonzero().tolist())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_cost_is_known_for_images_of_every_size(name):
+    model: Any = zoo.build(name, **zoo.LARGER).requires_grad_(False)
+    tower = find_tower(model)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(**zoo.packed_images(name, [(8, 8)]))
+    shape = tower.shape.with_tokens(64 + tower.shape.num_prefix)
+    assert cost(shape).macs == pytest.approx(counter.get_total_flops() / 2, rel=0.01)
+
+
+def test_a_share_of_the_cost_is_kept_for_the_smallest_image_too():
+    model = zoo.build("qwen2-vl")
+    with tokred.patch(model, tokred.ToMe(budget="80%"), trace=True) as handle:
+        for grid in ((2, 2), (4, 4), (16, 16)):
+            rows(model, zoo.packed_images("qwen2-vl", [grid]))
+            shape = handle.tower.shape.with_tokens(grid[0] * grid[1])
+            share = cost(shape, handle.trace.tokens_per_layer).macs / cost(shape).macs
+            assert share <= 0.8, grid
 
 
 MULTIMODAL = ("Qwen2VL", "Qwen3VL", "Mistral3", "Glm4v", "Kimi_K25", "PaddleOCRVL", "VideoLlama3")

@@ -61,8 +61,9 @@ class HuggingFaceTower(Tower):
         shown = int(patches * (1 - getattr(config, "mask_ratio", 0.0)))  # a masked autoencoder shows some, shuffled
         stem = getattr(self.encoder, self.kind.stem)
         stem_macs = patches * sum(m.weight.numel() for m in stem.modules() if isinstance(m, _PRODUCTS))
+        per_token = once = dense = 0
         if self.kind.counted:
-            per_token, once = 0, self._counted() - stem_macs
+            dense = self._counted() - stem_macs
         else:
             inside = {m for block in self.blocks for m in block.modules()} | set(stem.modules())
             per_token, once = _head_macs(m for m in self.module.modules() if m not in inside)
@@ -80,6 +81,7 @@ class HuggingFaceTower(Tower):
             stem_macs=stem_macs,
             head_macs=once,
             head_weights=per_token,
+            dense_macs=dense,
             parameters=sum(p.numel() for p in self.module.parameters()),
         )
 
