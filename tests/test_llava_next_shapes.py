@@ -49,6 +49,12 @@ def test_the_card_says_what_was_measured_of_the_file():
     for start, count in kinds.items():
         right, total = map(int, count.split(" of "))
         assert f"| {start} ... | {100 * right / total:.1f} % | {right} of {total} |" in card
+    fine, coarse = record["test_correct_by_tiles"], record["coarse_correct_by_tiles"]
+    for tiles, count in fine.items():
+        right, total = map(int, count.split(" of "))
+        less = int(coarse[tiles].split(" of ")[0])
+        assert f"| {tiles} | {100 * right / total:.1f} % | {100 * less / total:.1f} % | {total} |" in card
+    assert f"falls by\n{record['test_exact_match'] - record['coarse_exact_match']:.1f} points" in card
     size = (FOLDER / "model.safetensors").stat().st_size
     assert size <= 12_000_000
     assert f"{size:,} bytes" in card

@@ -73,6 +73,15 @@ def test_two_steps_change_the_weights_and_the_exported_file_answers(task, tmp_pa
     assert set(record["test_correct_by_first_words"]) == {"what shape", "is there", "what?"}
     tiled = {"coarse_exact_match", "tiles_hidden_exact_match", "thumbnail_hidden_exact_match"}
     assert record.keys() & tiled == (tiled if task.spec.model.architecture == "llava_next" else set())
+    if tiled <= record.keys():
+        assert (
+            set(record["test_correct_by_tiles"])
+            == set(record["coarse_correct_by_tiles"])
+            == {"1 x 2", "2 x 1", "2 x 2"}
+        )
+        assert (
+            sum(int(count.split()[0]) for count in record["test_correct_by_tiles"].values()) == record["test_correct"]
+        )
     loaded, processor = load_multimodal(tmp_path / "model")
     weight = loaded.model.language_model.embed_tokens.weight
     assert torch.equal(weight, model.language_model.embed_tokens.weight.half().float())
@@ -221,6 +230,23 @@ def test_the_tower_learns_from_the_pictures_that_mosaics_consist_of(monkeypatch)
     dark = batch.pixels.mean((1, 2, 3)) < -0.97
     assert torch.equal(batch.named[:, red] > 0, dark)
     assert torch.equal(batch.named[:, circle] > 0, ~dark)
+    task.begin_stage({"focus": 3, "singles": 3})
+    assert next(task.batches(4, torch.Generator().manual_seed(0))).pixels.shape == (12, 3, 16, 16)
+
+
+def test_single_pictures_are_what_only_mosaics_consist_of(task):
+    for settings in ({"focus": 3, "singles": 2}, {"singles": 0}):
+        with pytest.raises(ConfigError, match="singles"):
+            task.begin_stage(settings)
+
+
+def test_patches_of_an_odd_side_cannot_be_searched_for_what_they_show(monkeypatch):
+    monkeypatch.setattr(vqa, "load_vqa", tiny(((1, 1),)))
+    spec = recipe().task
+    odd = spec.model.model_copy(update={"vision": {**spec.model.vision, "image_size": 15, "patch_size": 5}})
+    task = VQATask(spec.model_copy(update={"model": odd}))
+    with pytest.raises(ConfigError, match="even side"):
+        task.begin_stage({"focus": 3})
 
 
 def test_mosaics_are_neither_mirrored_nor_moved(monkeypatch):

@@ -3,7 +3,7 @@
 import torch
 
 from tests.multimodal import recipe
-from tokred.train.vqa_focus import find_window, focused_features
+from tokred.train.vqa_focus import find_shown, find_window, focused_features
 from tokred.train.vqa_model import build_multimodal, build_processor
 
 
@@ -18,6 +18,12 @@ def test_the_window_holds_what_differs():
     assert index.shape == (2, 4)
     assert index[0][differs[0]].tolist() == [0]
     assert index[1][differs[1]].tolist() == [2 * 4 + 3]
+
+
+def test_grain_is_nothing_that_differs():
+    grain = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 0.08
+    assert not find_shown(0.9 + grain, patch=4).any()
+    assert find_shown(picture(8, 12) + grain, patch=4).sum() == 1
 
 
 def test_a_flat_picture_has_a_window_and_nothing_in_it():

@@ -2,6 +2,7 @@
 
 Mosaic number ``index`` of a split hangs on (seed, split, index) alone. Its grid is one of :data:`GRIDS`, each as
 likely; its cells are pictures of the same split of easy-VQA, so that nothing of the test split is ever trained on.
+Their shapes are made tiny (:mod:`tokred.data.tiny_shapes`): a thumbnail shows where they are and of what color.
 Questions are drawn by kind, in these shares; one that cannot be asked, or was asked already, is drawn again:
 
 - shape (4 of 17) and color (3): "what shape is in row 1 column 1?", "what color is the shape in row 2 column 3?"
@@ -23,14 +24,17 @@ import torch
 from torch import Tensor
 
 from tokred.data.easy_vqa import SPLITS, easy_vqa, easy_vqa_sample
+from tokred.data.tiny_shapes import with_tiny_shapes
 from tokred.data.vqa import Picture, Question, VQADataset
 from tokred.errors import DataError
 
-GRIDS = ((1, 2), (2, 1), (2, 2), (2, 3), (3, 2), (3, 3))
+GRIDS = ((2, 2), (2, 3), (3, 2), (3, 3))
 SHAPES = ("circle", "rectangle", "triangle")
 COLORS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
 # pictures and questions about each; 500 x 4 make the 2,000 test questions
 SIZES = {"train": (40_000, 12), "test": (500, 4)}
+# drawings of every picture among the single ones; the cells of mosaics are the first of them
+DRAWINGS = {"train": 8, "test": 1}
 
 _KINDS = ("shape",) * 4 + ("color",) * 3 + ("both",) * 2 + ("count",) * 3 + ("where",) * 3 + ("presence",) * 2
 
@@ -48,9 +52,11 @@ def mosaic(split: str = "test", *, seed: int = 0) -> VQADataset:
     """
     if split not in SPLITS:
         raise DataError(f"mosaic has no split {split!r}. It has: {', '.join(SPLITS)}.")
-    source = easy_vqa("train") if split == "train" else easy_vqa_sample("test")
+    plain = easy_vqa("train") if split == "train" else easy_vqa_sample("test")
     pictures, each = SIZES[split]
-    return compose(source, pictures, each, seed=seed, stream=SPLITS.index(split))
+    composed = compose(with_tiny_shapes(plain, seed=seed), pictures, each, seed=seed, stream=SPLITS.index(split))
+    singles = with_tiny_shapes(plain, seed=seed, times=DRAWINGS[split])
+    return VQADataset(composed.pictures, composed.questions, singles)
 
 
 def compose(source: VQADataset, pictures: int, questions: int, *, seed: int = 0, stream: int = 0) -> VQADataset:

@@ -68,6 +68,7 @@ class VQATask:
     - ``focus``: the tower and the projector alone, on single pictures: of mosaics, what they consist of. The tower
       sees only so many by so many patches around what differs from the background; the mean of their tokens must name
       the words of the answers by the table of word embeddings. It teaches the tower shapes at a tenth of the cost.
+    - ``singles``: with ``focus``, so many single pictures for every mosaic of a batch; 1 if left out.
     - ``freeze_tower``: everything but the tower is trained.
     - ``questions``: about each picture in a batch, where not as in the rest of the recipe.
     """
@@ -101,7 +102,7 @@ class VQATask:
 
     def begin_stage(self, settings: dict[str, Any]) -> None:
         """Set what the stage changes; what it does not name goes back to the recipe."""
-        known = ("patch_pool", "shown", "blank", "locate", "focus", "freeze_tower", "questions")
+        known = ("patch_pool", "shown", "blank", "locate", "focus", "singles", "freeze_tower", "questions")
         for name in settings:
             if name not in known:
                 raise ConfigError(f"vqa has no stage setting {name!r}. It has: {', '.join(known)}.")
@@ -118,6 +119,11 @@ class VQATask:
         self.focus = int(settings.get("focus", 0))
         if not 0 <= self.focus <= side:
             raise ConfigError(f"focus: {self.focus} must be at most {side} patches.")
+        if self.spec.model.vision["patch_size"] % 2 and (self.focus or any(self.drawn)):
+            raise ConfigError("focus, shown, blank: the patches must have an even side.")
+        self.singles = int(settings.get("singles", 1))
+        if self.singles < 1 or (self.singles > 1 and (not self.focus or self.data.source is None)):
+            raise ConfigError(f"singles: {self.singles} must be at least 1, with focus, on data that is composed.")
         self.locate = int(settings.get("locate", 0))
         depth = self.spec.model.text["num_hidden_layers"]
         if not 0 <= self.locate < depth or (self.locate and not tiled):
@@ -189,16 +195,19 @@ class VQATask:
         found = exact_match(model, processor, test)
         record = {"test_exact_match": found.percent, "test_correct": found.correct, "test_total": found.total}
         starts = [" ".join(question.text.split()[:2]) for question in test.questions]
-        right = Counter(start for start, own in zip(starts, found.right, strict=True) if own)
-        kinds = {start: f"{right[start]} of {count}" for start, count in sorted(Counter(starts).items())}
+        counts = {"test_correct_by_first_words": _count_right(starts, found.right)}
         if self.spec.model.architecture == "llava_next":
             vision = self.spec.model.vision
             coarse = exact_match(model, processor, as_thumbnails(test, vision["image_size"]))
             record["coarse_exact_match"] = coarse.percent
+            sizes = [test.pictures[question.picture][0].shape[1:] for question in test.questions]
+            tiles = [" x ".join(str(side // vision["image_size"]) for side in size) for size in sizes]
+            counts["test_correct_by_tiles"] = _count_right(tiles, found.right)
+            counts["coarse_correct_by_tiles"] = _count_right(tiles, coarse.right)
             for hide in ("tiles", "thumbnail"):
                 hiding = HidingProcessor(processor, (vision["image_size"] // vision["patch_size"]) ** 2, hide)
                 record[f"{hide}_hidden_exact_match"] = exact_match(model, hiding, test).percent
-        written = json.dumps(record | {"test_correct_by_first_words": kinds}, indent=2)
+        written = json.dumps(record | counts, indent=2)
         (folder / "accuracy.json").write_text(written + "\n", encoding="utf-8")
         return {name: value for name, value in record.items() if name.endswith("exact_match")}
 
@@ -261,7 +270,8 @@ class VQATask:
         data, source = self.data, self.data.source
         if source is not None:
             data = source
-            drawn = torch.randint(len(source), (len(chosen),), generator=generator).tolist()
+            count = self.singles * len(chosen)
+            drawn = torch.randint(len(source), (count,), generator=generator).tolist()
             numbers = [source.questions[i].picture for i in drawn]
             chosen = [(picture, source.pictures[picture][0]) for picture in numbers]
         images = [self._vary(image, generator) for _, image in chosen]
@@ -382,6 +392,12 @@ def _tiles(grids: Sequence[Grid]) -> int:
     """Return how many tiles there are, the thumbnail counted."""
     thumbnail, tiles = grids
     return 1 + tiles.height * tiles.width // thumbnail.tokens
+
+
+def _count_right(kinds: Sequence[str], right: Sequence[bool]) -> dict[str, str]:
+    """Say for each kind of questions how many of them were answered rightly: "3 of 4"."""
+    count = Counter(kind for kind, own in zip(kinds, right, strict=True) if own)
+    return {kind: f"{count[kind]} of {every}" for kind, every in sorted(Counter(kinds).items())}
 
 
 def _split_prompt(processor: Any) -> list[int]:

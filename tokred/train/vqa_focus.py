@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
 DIFFERENT = 0.3  # from the background, in normalised units
 
@@ -11,12 +12,15 @@ DIFFERENT = 0.3  # from the background, in normalised units
 def find_shown(pixels: Tensor, patch: int) -> Tensor:
     """Return which patches hold something that differs from the background, bool [B, S, S].
 
+    Means of two by two pixels are compared, so that grain is not taken for something.
+
     Args:
         pixels: normalised pictures [B, 3, H, H]. The background is the median of each channel.
-        patch: side of a patch in pixels.
+        patch: side of a patch in pixels, an even number.
     """
     median = pixels.flatten(2).median(-1).values[:, :, None, None]
-    differs = (pixels - median).abs().amax(1) > DIFFERENT  # [B, H, H]
+    differs = (avg_pool2d(pixels, 2) - median).abs().amax(1) > DIFFERENT  # [B, H / 2, H / 2]
+    patch = patch // 2
     return differs.unfold(1, patch, patch).unfold(2, patch, patch).any(-1).any(-1)
 
 
