@@ -6,8 +6,8 @@ from PIL import Image
 
 from tests.sweep.tiny import SHARED
 from tokred.errors import ConfigError, DataError
-from tokred.sweep import AXES, Document, Store, fronts, pareto_front, parse_spec, plot_results, run_sweep
-from tokred.sweep.panels import choose_looks
+from tokred.sweep import AXES, UNPATCHED, Document, Store, fronts, pareto_front, parse_spec, plot_results, run_sweep
+from tokred.sweep.panels import choose_looks, curve_of, make_panels
 
 
 @pytest.fixture
@@ -62,6 +62,21 @@ def test_the_front_holds_the_points_that_no_other_beats(x: str, best: list[int])
         {x: 4.0, "top1": 85, "id": 5},
     ]
     assert [row["id"] for row in pareto_front(values, AXES[x], AXES["top1"])] == best
+
+
+def test_a_curve_holds_what_differs_in_numbers_alone():
+    labels = ["keep=0.5", "keep=0.25", "positions=original, keep=0.5", "r=[2 4]", "budget=55%", "tower=text"]
+    rows = [{"method": "fopru", "label": label} for label in labels]
+    assert [curve_of(row) for row in rows] == ["fopru", "fopru", "fopru, positions=original", *["fopru"] * 3]
+    learned = {"method": "dpcknn", "label": "weights=vit-fmnist-parts/dpcknn-0.7, keep=0.5"}
+    assert curve_of(learned) == "dpcknn, weights=dpcknn-0.7"
+    points = [{**row, "model": "m", "data": "d", "key": i, "gmacs": i, "top1": 1.0} for i, row in enumerate(rows)]
+    (panel,) = make_panels(points, AXES["gmacs"], AXES["top1"])
+    assert {name: [row["key"] for row in curve] for name, curve in panel.curves.items()} == {
+        "fopru": [0, 1, 3, 4, 5],
+        "fopru, positions=original": [2],
+    }
+    assert choose_looks(rows).keys() == {UNPATCHED, *panel.curves}
 
 
 def test_every_method_has_a_look_of_its_own():

@@ -1,4 +1,4 @@
-"""What a plot shows, before it is drawn: one panel a model and data set, one look a method."""
+"""What a plot shows, before it is drawn: one panel a model and data set, one look a curve."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ COLUMNS_OF_PANELS = 3
 
 @dataclass(frozen=True)
 class Look:
-    """How the points of one method are drawn: its colour, and its marker for matplotlib and for plotly."""
+    """How the points of one curve are drawn: its colour, and its marker for matplotlib and for plotly."""
 
     colour: str
     marker: str
@@ -43,7 +43,7 @@ class Panel:
 
     Attributes:
         title: for people.
-        curves: the points of every method, from left to right.
+        curves: the points of every :func:`curve_of`, from left to right.
         unpatched: the unpatched model, if it was measured.
         front: the points that no other beats.
     """
@@ -70,20 +70,33 @@ def make_panels(rows: Sequence[dict[str, Any]], x: Axis, y: Axis) -> list[Panel]
         raise DataError(f"No result has both {x.column} and {y.column}. {' '.join(notes[:2])}".rstrip())
     panels = []
     for title, group in groupby(sorted(usable, key=subject_of), key=subject_of):
-        members = sorted(group, key=lambda row: (row["method"] != UNPATCHED, row["method"], row[x.column]))
-        curves = {method: list(curve) for method, curve in groupby(members, key=lambda row: row["method"])}
+        members = sorted(group, key=lambda row: (row["method"] != UNPATCHED, curve_of(row), row[x.column]))
+        curves = {name: list(curve) for name, curve in groupby(members, key=curve_of)}
         unpatched = curves.get(UNPATCHED, [None])[0]
         panels.append(Panel(title, curves, unpatched, pareto_front(members, x, y)))
     return panels
 
 
 def choose_looks(rows: Sequence[dict[str, Any]]) -> dict[str, Look]:
-    """One colour and one marker a method; no two methods share both, up to 72."""
+    """One colour and one marker a curve; no two share both, up to 72."""
     looks = {UNPATCHED: Look("#000000", "*", "star")}
-    for index, method in enumerate(sorted({row["method"] for row in rows} - {UNPATCHED})):
+    for index, name in enumerate(sorted({curve_of(row) for row in rows} - {UNPATCHED})):
         marker, symbol = _MARKERS[index % len(_MARKERS)]
-        looks[method] = Look(_COLOURS[index % len(_COLOURS)], marker, symbol)
+        looks[name] = Look(_COLOURS[index % len(_COLOURS)], marker, symbol)
     return looks
+
+
+def curve_of(row: dict[str, Any]) -> str:
+    """What the points of one curve share: the method, and its knobs that are words; numbers say how strong it is.
+
+    >>> curve_of({"method": "vtc_cls", "label": "positions=original, keep=0.25"})
+    'vtc_cls, positions=original'
+    """
+    knobs = (knob.partition("=") for knob in (row.get("label") or "").split(", "))
+    words = [
+        f"{name}={value.rpartition('/')[2]}" for name, _, value in knobs if value[:1].isalpha() and name != "tower"
+    ]
+    return ", ".join([row["method"], *words])
 
 
 def subject_of(row: dict[str, Any]) -> str:

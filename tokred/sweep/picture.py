@@ -15,14 +15,15 @@ _FRONT = {"color": "0.35", "linewidth": 1.4}
 
 
 def draw_picture(path: Path, panels: Sequence[Panel], looks: dict[str, Look], x: Axis, y: Axis) -> None:
-    """Write a PNG: a curve for every method, the front in grey with black rims, the unpatched model as a star."""
+    """Write a PNG: a curve for every look, the front in grey with black rims, the unpatched model as a star."""
     need("matplotlib")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     columns = min(len(panels), COLUMNS_OF_PANELS)
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(1.8 + 5.2 * columns, 0.2 + 4.6 * rows), layout="constrained")
+    beside = 0.6 + 0.085 * max(map(len, [*looks, "Pareto front"]))  # inches for the names of the curves
+    figure = Figure(figsize=(beside + 5.2 * columns, 0.2 + 4.6 * rows), layout="constrained")
     FigureCanvasAgg(figure)
     cells = list(figure.subplots(rows, columns, squeeze=False).flat)
     for cell, panel in zip(cells, panels, strict=False):
