@@ -209,7 +209,8 @@ def load() -> str:
 
 
 _ALL = (
-    questions, quarter, thresholds, mosaics, retrieval, tokens, attention, narrow, search, learned, methods, finetuned, tome, load,
+    questions, quarter, thresholds, mosaics, retrieval, tokens, attention, narrow, search, learned, methods, finetuned,
+    tome, load,
 )  # fmt: skip
 TABLES: dict[str, Callable[[], str]] = {table.__name__: table for table in _ALL}
 
