@@ -16,7 +16,7 @@ from torch import Tensor
 from tokred.adapters.multimodal import find_multimodal
 from tokred.adapters.multimodal_features import give_choices
 from tokred.bench.memory import peak_memory
-from tokred.bench.timing import Comparison, compare
+from tokred.bench.timing import Comparison, compare, wait
 
 DECODED = 8
 """Tokens that the timed decoding writes."""
@@ -166,16 +166,12 @@ class _Clock:
         return counted
 
     def _work(self, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        self._wait()
+        wait(self.device)
         started = time.perf_counter()
         result = own(*args, **kwargs)
-        self._wait()
+        wait(self.device)
         self._now += time.perf_counter() - started
         return result
-
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
 
 
 def _bytes(values: Tensor | None) -> int:
