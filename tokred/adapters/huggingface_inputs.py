@@ -81,6 +81,11 @@ def row_of_patches(config: Any) -> tuple[int, ...]:
     return (config.seq_len,)
 
 
+def grid_of_any(_config: Any) -> tuple[int, ...]:
+    """The grid of a picture of middling size, for an encoder that takes all sizes."""
+    return 32, 32
+
+
 def pictures(config: Any, random: Random) -> dict[str, Any]:
     """One picture or clip."""
     size = [side * p for side, p in zip(grid_of(config), patch_of(config), strict=True)]
@@ -117,11 +122,6 @@ def padded_patches(config: Any, random: Random) -> dict[str, Any]:
     mask = torch.ones(1, math.prod(grid), dtype=torch.int64, device=pixels.device)
     shapes = torch.tensor([grid], device=pixels.device)
     return {"pixel_values": pixels, "pixel_attention_mask": mask, "spatial_shapes": shapes}
-
-
-def grid_of_any(_config: Any) -> tuple[int, ...]:
-    """The grid of a picture of middling size, for an encoder that takes all sizes."""
-    return 32, 32
 
 
 def packed_patches(config: Any, random: Random) -> dict[str, Any]:

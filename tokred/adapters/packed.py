@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokred.adapters.huggingface_parts import PackedParts
 from tokred.adapters.site import Site, ask_for, asked_for
 from tokred.state import carry, state_of
 
@@ -40,6 +41,8 @@ class PackedSite(Site):
 
     Neighbours of equal length go through the block together, as a batch. Between the blocks stands the full length.
     """
+
+    parts: PackedParts
 
     def _forward(self, x: Tensor, arguments: dict[str, Any]) -> Tensor:
         packing, states = getattr(x, _ATTRIBUTE, None) or (Packing.of(self.parts.lengths(arguments)), None)

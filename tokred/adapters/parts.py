@@ -101,10 +101,6 @@ class BlockParts:
         """What the attention module gets of the arguments of the block."""
         return arguments
 
-    def lengths(self, arguments: Mapping[str, Any]) -> list[int]:
-        """Tokens of every image, where a block takes several as one sequence."""
-        raise NotImplementedError
-
     def call(self, attn: nn.Module, x: Tensor, arguments: Mapping[str, Any]) -> Tensor:
         """The attention module alone, as its block calls it; of several results the first is the new tokens."""
         y = attn(x, **arguments)
