@@ -4,7 +4,10 @@ import json
 from itertools import islice
 
 import pytest
+import torch
+from torchvision.transforms.functional import to_pil_image
 
+import tokred
 from tokred.data import VQADataset, mosaic
 from tokred.evaluate.hidden_tiles import HidingProcessor
 from tokred.evaluate.vqa import exact_match
@@ -34,6 +37,25 @@ def test_it_reads_its_tiles(some):
     vision = model.config.vision_config
     hiding = HidingProcessor(processor, (vision.image_size // vision.patch_size) ** 2)
     assert exact_match(model, hiding, some).percent <= exact_match(model, processor, some).percent - 20
+
+
+def test_hired_leaves_tiles_without_any_token_where_others_leave_none(some):
+    model, processor = load_multimodal(NAME)
+    empty = {}
+    for method in (tokred.HiRED(keep=0.5, newlines="unpadded"), tokred.GlobalCom2(keep=0.5)):
+        counts = []
+        with tokred.patch(model, method) as handle, torch.no_grad():
+            for example in islice(some, 0, 40, 8):
+                turn = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": example.question}]}]
+                text = processor.apply_chat_template(turn, add_generation_prompt=True)
+                model(**processor(images=[to_pil_image(example.image)], text=[text], return_tensors="pt"))
+                choice = handle.language.last.images[0][0].choice
+                partition = choice.layout.partition
+                kept = partition[choice.map.kept[0]]
+                counts.append([int((kept == tile).sum()) for tile in range(1, int(partition.max()) + 1)])
+        empty[type(method).__name__] = sum(count == 0 for row in counts for count in row)
+    assert empty["HiRED"] > 0
+    assert empty["GlobalCom2"] == 0
 
 
 def test_the_card_says_what_was_measured_of_the_file():
