@@ -120,10 +120,8 @@ class VisualLayout:
 
     def to_tokens(self, values: Tensor, newline: float = 0.0) -> Tensor:
         """Values of patches [P, N, ...] as values of tokens [n, ...]; newline tokens get ``newline``."""
-        flat = values.flatten(0, 1)
-        picked = flat[self.patch.clamp(min=0)]
-        fill = torch.as_tensor(newline, device=flat.device).to(flat.dtype)
-        return torch.where(self.newline.view(-1, *[1] * (flat.ndim - 1)), fill, picked)
+        picked = values.flatten(0, 1)[self.patch]  # -1 picks any patch, which is overwritten
+        return picked.masked_fill(self.newline.view(-1, *[1] * (picked.ndim - 1)), newline)
 
     def place(self) -> tuple[Tensor, Tensor, tuple[int, int]]:
         """Row [n] and column [n] of every token on the image as it is shown, and the size of that grid.

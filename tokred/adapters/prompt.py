@@ -124,53 +124,39 @@ def shorten(valid: Tensor, images: Sequence[Sequence[PlacedImage]], everything: 
     """
     if not everything and all(_keeps_all(image.choice) for row in images for image in row):
         return None
-    tokens = valid.shape[1]
-    prompts = [_one(valid[b], images[b]) for b in range(valid.shape[0])]
-    slots = max(len(key) for _, key in prompts)
-    outline = torch.arange(tokens, device=valid.device)
-    index, image, patch, expand, merged = [], [], [], [], []
-    for b, (columns, key) in enumerate(prompts):
-        pad = slots - len(key)
-        source, number, token = (torch.nn.functional.pad(c, (pad, 0), value=-1) for c in columns)
-        index.append(source)
-        image.append(number)
-        patch.append(token)
-        expand.append((torch.searchsorted(key, outline, right=True) - 1 + pad).clamp(min=pad))
-        for which, placed in enumerate(images[b]):
-            if placed.choice.merges:
-                into = (number == which).nonzero().squeeze(1) + b * slots
-                merged.append((into, placed.places + b * tokens, placed.choice.map))
-    source, number = torch.stack(index), torch.stack(image)
+    batch, tokens = valid.shape
+    stays = valid.clone()
+    source = torch.arange(tokens, device=valid.device).repeat(batch, 1)
+    image, patch = torch.full_like(source, -1), torch.full_like(source, -1)
+    for b, row in enumerate(images):
+        for number, placed in enumerate(row):
+            kept = placed.choice.map.kept[0]
+            taken = placed.places[kept]
+            places = taken.sort().values  # the kept tokens take the kept places, in the order of the method
+            stays[b, placed.places] = False
+            stays[b, places] = True
+            source[b, places], image[b, places], patch[b, places] = taken, number, kept
+    counts = stays.sum(dim=1)
+    slots = int(counts.max())
+    pad = (slots - counts).unsqueeze(1)
+    place = stays.to(torch.int8).argsort(dim=1, stable=True)[:, tokens - slots :]  # what stays is last
+    is_real = stays.gather(1, place)
+    source, image, patch = (column.gather(1, place) for column in (source, image, patch))
     return Shortened(
-        index=source.clamp(min=0),
-        valid=source >= 0,
-        expand=torch.stack(expand),
-        visual=number >= 0,
-        image=number,
-        patch=torch.stack(patch),
+        index=source.masked_fill(~is_real, 0),
+        valid=is_real,
+        expand=torch.maximum(stays.cumsum(dim=1) - 1 + pad, pad),
+        visual=image >= 0,
+        image=image,
+        patch=patch,
         images=tuple(tuple(row) for row in images),
-        merged=tuple(merged),
+        merged=tuple(
+            ((image[b] == number).nonzero().squeeze(1) + b * slots, placed.places + b * tokens, placed.choice.map)
+            for b, row in enumerate(images)
+            for number, placed in enumerate(row)
+            if placed.choice.merges
+        ),
     )
-
-
-def _one(valid: Tensor, images: Sequence[PlacedImage]) -> tuple[list[Tensor], Tensor]:
-    """For the slots of one prompt: their source, image and patch; and the place in the prompt that each slot takes."""
-    text = valid.clone()
-    for image in images:
-        text[image.places] = False
-    words = text.nonzero().squeeze(1)
-    nothing = torch.full_like(words, -1)
-    keys, sources, numbers, patches = [words], [words], [nothing], [nothing]
-    for number, image in enumerate(images):
-        kept = image.choice.map.kept[0]
-        source = image.places[kept]
-        keys.append(source.sort().values)  # the kept tokens take the kept places, in the order of the method
-        sources.append(source)
-        numbers.append(torch.full_like(kept, number))
-        patches.append(kept)
-    key = torch.cat(keys)
-    order = key.argsort(stable=True)
-    return [torch.cat(part)[order] for part in (sources, numbers, patches)], key[order]
 
 
 def _keeps_all(choice: ImageChoice) -> bool:

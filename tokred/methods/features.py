@@ -111,12 +111,8 @@ def keep_patches(layout: VisualLayout, chosen: Tensor, newlines: Newlines = "unp
         chosen: [P, N] bool. A chosen patch that no token shows (letterbox padding) is lost.
         newlines: whether newline tokens stay.
     """
-    keep = layout.to_tokens(chosen) & ~layout.newline
-    if newlines == "unpadded":
-        keep = keep | layout.newline
-    if not bool(keep.any()):
-        keep[0] = True
-    return TokenMap.select(keep.nonzero().view(1, -1), layout.num_tokens)
+    kept = layout.to_tokens(chosen, newline=newlines == "unpadded").nonzero().view(1, -1)
+    return TokenMap.select(kept if kept.numel() else kept.new_zeros(1, 1), layout.num_tokens)
 
 
 def keep_tokens(layout: VisualLayout, order: Tensor, newlines: Newlines = "unpadded") -> TokenMap:
@@ -181,6 +177,7 @@ def merge_tokens(
 
 def top_patches(score: Tensor, count: int | Sequence[int] | Tensor) -> Tensor:
     """[P, N] bool, the best ``count`` patches of every partition by ``score`` [P, N]; lowest index first on ties."""
-    rank = ops.rank_descending(score.float()).argsort(dim=1)
+    order = ops.rank_descending(score.float())
     counts = torch.as_tensor(count, device=score.device).expand(score.shape[0])
-    return rank < counts.unsqueeze(1)
+    best = torch.arange(score.shape[1], device=score.device) < counts.unsqueeze(1)
+    return torch.zeros_like(best).scatter(1, order, best)
