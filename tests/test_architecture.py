@@ -28,7 +28,7 @@ FLOORS = (
     {"data"},
     {"view", "feature_view", "decoder_view", "trace", "visual_trace", "state", "schedule", "cost", "shape", "layout"},
     {"token_map", "ops", "viz"},
-    {"folders", "errors", "extra", "handle"},
+    {"folders", "model_folder", "errors", "extra", "handle"},
 )
 # what makes a file one of many of its kind: such files must not know each other
 KINDS = {"methods": "register", "adapters": "add", "tokenizers": "register"}

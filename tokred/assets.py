@@ -1,23 +1,20 @@
 """The models that ship with tokred, and how a model is found by name or folder."""
 
 import difflib
-import json
 import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
 
 from tokred.errors import ConfigError, DataError
 from tokred.folders import shipped_folder
-from tokred.multimodal_assets import is_transformers_config
-from tokred.tokenizers.registry import tokenizers
+from tokred.model_folder import CONFIG, WEIGHTS, architecture_of, read_spec, read_weights, shipped_models, write_model
+
+Architecture = Literal["vision_transformer", "eva"]
 
 # What an architecture takes from a file. Everything else keeps timm's default.
 _COMMON_ARGS = {
@@ -45,7 +42,7 @@ class ModelConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    architecture: Literal["vision_transformer", "eva"]
+    architecture: Architecture
     args: dict[str, Any]
     conv_stem: ConvStem | None = None
     mean: tuple[float, ...]
@@ -109,8 +106,7 @@ def list_models() -> tuple[str, ...]:
     >>> "vit-fmnist" in list_models()
     True
     """
-    found = shipped_folder("models").glob("*/config.json")
-    return tuple(sorted(path.parent.name for path in found if not is_transformers_config(path) and not _is_other(path)))
+    return shipped_models(lambda raw: architecture_of(raw) in get_args(Architecture))
 
 
 def load_model(name_or_folder: str | os.PathLike[str], *, pretrained: bool = True, **arguments: Any) -> nn.Module:
@@ -153,72 +149,22 @@ def read_config(path: str | os.PathLike[str]) -> ModelConfig:
         DataError: no such file.
         ConfigError: no JSON, an unknown key or a wrong value; the message names it.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(f"{path} does not exist. A model folder holds config.json and model.safetensors.")
-    try:
-        return ModelConfig.model_validate(json.loads(path.read_text(encoding="utf-8")))
-    except ValidationError as error:
-        raise ConfigError(f"{path}: {say_what_is_wrong(error, ModelConfig, ConvStem)}") from error
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read as JSON ({error}).") from error
+    return read_spec(path, ModelConfig, ConvStem)
 
 
 def save_model(model: nn.Module, config: ModelConfig, folder: str | os.PathLike[str]) -> Path:
-    """Write ``config.json`` and ``model.safetensors`` in half precision; return the path of the weights."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    half = {key: value.half() if value.is_floating_point() else value for key, value in weights.items()}
-    too_large = [key for key, value in half.items() if value.is_floating_point() and not torch.isfinite(value).all()]
-    if too_large:
-        raise DataError(f"{too_large[0]} has values that half precision cannot hold. Was the training stable?")
-    path = folder / "model.safetensors"
-    save_file(half, path, metadata={"format": "pt", "architecture": config.architecture})
-    path.chmod(0o644)  # safetensors writes for the owner alone; a model is there to be shared
-    text = json.dumps(config.model_dump(mode="json", exclude_none=True), indent=2)
-    (folder / "config.json").write_text(text + "\n", encoding="utf-8")
-    return path
+    """Write ``config.json`` and ``model.safetensors`` in half precision; return the path of the weights.
 
-
-def say_what_is_wrong(error: ValidationError, *specs: type[BaseModel]) -> str:
-    """Return pydantic's complaints in words, with the nearest known key for each unknown one."""
-    known = {name for spec in specs for name in spec.model_fields}
-    lines = []
-    for found in error.errors():
-        place = ".".join(str(part) for part in found["loc"]) or "the file"
-        if found["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(str(found["loc"][-1]), known, n=1)
-            lines.append(f"unknown key {place!r}." + (f" Did you mean {near[0]!r}?" if near else ""))
-        else:
-            lines.append(f"{place}: {found['msg']} (found {str(found['input'])[:80]!r}).")
-    return " ".join(lines)
-
-
-def _is_other(path: Path) -> bool:
-    """Whether a ``config.json`` names a tokenizer, a prior over the ids of one, or a CLIP."""
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(raw, dict) and raw.get("architecture") in (*tokenizers(), "prior", "clip")
+    Raises:
+        DataError: a weight that half precision cannot hold.
+    """
+    return write_model(model, config, folder)
 
 
 def _load_folder(folder: Path) -> nn.Module:
-    config = read_config(folder / "config.json")
+    config = read_config(folder / CONFIG)
     model = build_model(config)
-    weights = _read_weights(folder / "model.safetensors")
-    own = model.state_dict()
-    missing, unknown = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
-    if missing or unknown:
-        raise DataError(
-            f"{folder}: model.safetensors does not fit config.json. Missing: {missing[:3] or 'none'}; "
-            f"unknown: {unknown[:3] or 'none'}."
-        )
-    for key, value in weights.items():
-        if value.shape != own[key].shape:
-            raise DataError(f"{folder}: {key} is {tuple(value.shape)}, config.json wants {tuple(own[key].shape)}.")
-    model.load_state_dict(weights)  # copies half precision into the model's float32
+    read_weights(model, folder / WEIGHTS)
     height, width = _pair(config.args.get("img_size", 224))
     cfg = {
         "input_size": (int(config.args.get("in_chans", 3)), height, width),
@@ -233,15 +179,6 @@ def _load_folder(folder: Path) -> nn.Module:
     }
     model.__dict__["pretrained_cfg"] = cfg  # where timm's models have it
     return model.eval()
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise DataError(f"{path} does not exist. A model folder holds config.json and model.safetensors.")
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise DataError(f"{path}: not a readable safetensors file ({error}).") from error
 
 
 def _load_timm(name: str, pretrained: bool, arguments: dict[str, Any]) -> nn.Module:

@@ -1,21 +1,27 @@
 """CLIP models in files: a pair of open_clip towers with a vocabulary of whole words. One ships with tokred."""
 
 import difflib
-import json
 import os
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
-from tokred.assets import say_what_is_wrong
 from tokred.data.words import WordTokenizer
 from tokred.errors import ConfigError, DataError
 from tokred.folders import shipped_folder
+from tokred.model_folder import (
+    CONFIG,
+    WEIGHTS,
+    architecture_of,
+    peek,
+    read_spec,
+    read_weights,
+    shipped_models,
+    write_model,
+)
 
 
 class _Part(BaseModel):
@@ -84,8 +90,7 @@ def list_clip_models() -> tuple[str, ...]:
     >>> list_clip_models()
     ('clip-shapes',)
     """
-    found = shipped_folder("models").glob("*/config.json")
-    return tuple(sorted(path.parent.name for path in found if is_clip_config(path)))
+    return shipped_models(_is_ours)
 
 
 def load_clip(name_or_folder: str | os.PathLike[str], *, pretrained: bool = True) -> tuple[Any, Any]:
@@ -118,9 +123,9 @@ def load_clip(name_or_folder: str | os.PathLike[str], *, pretrained: bool = True
             f"{name!r} is no CLIP model that ships with tokred ({', '.join(shipped) or 'none'}), no folder, and no "
             "architecture/tag of open_clip, such as ViT-B-32/openai."
         )
-    config = read_clip_config(folder / "config.json")
+    config = read_clip_config(folder / CONFIG)
     model = build_clip(config)
-    _load_weights(model, folder / "model.safetensors")
+    read_weights(model, folder / WEIGHTS)
     model.__dict__["pretrained_cfg"] = {
         "input_size": (3, config.vision.image_size, config.vision.image_size),
         "mean": config.mean,
@@ -141,18 +146,7 @@ def save_clip(model: nn.Module, config: ClipConfig, folder: str | os.PathLike[st
     Raises:
         DataError: a weight that half precision cannot hold.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: value.detach().cpu().contiguous().half() for name, value in model.state_dict().items()}
-    for name, value in weights.items():
-        if not torch.isfinite(value).all():
-            raise DataError(f"{name} has values that half precision cannot hold. Was the training stable?")
-    path = folder / "model.safetensors"
-    save_file(weights, path, metadata={"format": "pt", "architecture": config.architecture})
-    path.chmod(0o644)  # safetensors writes for the owner alone; a model is there to be shared
-    text = json.dumps(config.model_dump(mode="json", exclude_none=True), indent=2)
-    (folder / "config.json").write_text(text + "\n", encoding="utf-8")
-    return path
+    return write_model(model, config, folder)
 
 
 def read_clip_config(path: str | os.PathLike[str]) -> ClipConfig:
@@ -162,20 +156,12 @@ def read_clip_config(path: str | os.PathLike[str]) -> ClipConfig:
         DataError: no such file.
         ConfigError: no JSON, an unknown key or a wrong value; the message names it.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(f"{path} does not exist. A model folder holds config.json and model.safetensors.")
-    try:
-        return ClipConfig.model_validate(json.loads(path.read_text(encoding="utf-8")))
-    except ValidationError as error:
-        raise ConfigError(f"{path}: {say_what_is_wrong(error, ClipConfig, ImageTower, TextTower)}") from error
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read as JSON ({error}).") from error
+    return read_spec(path, ClipConfig, ImageTower, TextTower)
 
 
 def is_clip(name: str) -> bool:
     """Say whether :func:`load_clip` is meant by a name: a shipped one, a folder of a CLIP, or one of open_clip."""
-    return name in list_clip_models() or is_clip_config(Path(name).expanduser() / "config.json") or _is_open_clip(name)
+    return name in list_clip_models() or _is_ours(peek(Path(name).expanduser() / CONFIG)) or _is_open_clip(name)
 
 
 def require_clip(name: str) -> None:
@@ -194,13 +180,8 @@ def require_clip(name: str) -> None:
             raise DataError(f"{architecture} has no weights {tag!r} in open_clip. Try {', '.join(near) or 'another'}.")
 
 
-def is_clip_config(path: Path) -> bool:
-    """Say whether a ``config.json`` is that of a CLIP model."""
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(raw, dict) and raw.get("architecture") == "clip"
+def _is_ours(raw: Any) -> bool:
+    return architecture_of(raw) == "clip"
 
 
 def _is_open_clip(name: str) -> bool:
@@ -244,16 +225,3 @@ def _load_open_clip(name: str, pretrained: bool) -> tuple[Any, Any]:
         "architecture": "clip",
     }
     return model.eval(), tokenizer
-
-
-def _load_weights(model: nn.Module, path: Path) -> None:
-    if not path.is_file():
-        raise DataError(f"{path} does not exist. A model folder holds config.json and model.safetensors.")
-    try:
-        weights = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise DataError(f"{path}: not a readable safetensors file ({error}).") from error
-    try:
-        model.load_state_dict(weights)  # copies half precision into the model's float32
-    except RuntimeError as error:
-        raise DataError(f"{path} does not fit config.json: {error}") from error

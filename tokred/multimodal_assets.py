@@ -1,12 +1,12 @@
 """The multimodal models that ship with tokred, and how a model of transformers is found by name, folder or hub id."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 from tokred.errors import DataError
 from tokred.folders import shipped_folder
+from tokred.model_folder import CONFIG, peek, shipped_models
 
 
 def list_multimodal_models() -> tuple[str, ...]:
@@ -15,8 +15,7 @@ def list_multimodal_models() -> tuple[str, ...]:
     >>> "llava-shapes" in list_multimodal_models()
     True
     """
-    found = shipped_folder("models").glob("*/config.json")
-    return tuple(sorted(path.parent.name for path in found if is_transformers_config(path)))
+    return shipped_models(_is_of_transformers)
 
 
 def load_multimodal(name_or_folder_or_hub_id: str | os.PathLike[str]) -> tuple[Any, Any]:
@@ -53,24 +52,20 @@ def is_multimodal(name: str) -> bool:
     if name in list_multimodal_models():
         return True
     if folder.is_dir():
-        return is_transformers_config(folder / "config.json")
+        return _is_of_transformers(peek(folder / CONFIG))
     return name.count("/") == 1 and not name.startswith((".", "/", "~"))
 
 
-def is_transformers_config(path: Path) -> bool:
-    """Say whether a ``config.json`` is one of transformers; tokred's own has no ``model_type``."""
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and "model_type" in config
+def _is_of_transformers(raw: Any) -> bool:
+    """Whether a ``config.json`` is one of transformers; tokred's own has no ``model_type``."""
+    return isinstance(raw, dict) and "model_type" in raw
 
 
 def _check_folder(folder: Path) -> None:
-    config = folder / "config.json"
+    config = folder / CONFIG
     if not config.is_file():
         raise DataError(f"{config} does not exist. A multimodal model folder holds what save_pretrained writes.")
-    if not is_transformers_config(config):
+    if not _is_of_transformers(peek(config)):
         raise DataError(f"{config} has no 'model_type'. For tokred's own image encoders use tokred.assets.load_model.")
     if not any(folder.glob("*.safetensors")):
         raise DataError(f"{folder} holds no safetensors file. Other formats of weights are not read.")

@@ -1,20 +1,26 @@
 """Tokenizers that ship with tokred, and how one is found by name, folder or hub id."""
 
 import difflib
-import json
 import os
 import re
 from pathlib import Path
 from typing import Any
 
-import torch
-from pydantic import BaseModel, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from pydantic import BaseModel
 
-from tokred.assets import say_what_is_wrong
 from tokred.errors import ConfigError, DataError
 from tokred.folders import shipped_folder
+from tokred.model_folder import (
+    CONFIG,
+    WEIGHTS,
+    architecture_of,
+    peek,
+    read_json,
+    read_spec,
+    read_weights,
+    shipped_models,
+    write_model,
+)
 from tokred.tokenizers.base import Tokenizer
 from tokred.tokenizers.flextok.published import is_published, load_published
 from tokred.tokenizers.prior import Prior, PriorConfig
@@ -30,8 +36,7 @@ TERMS = (
 
 def list_tokenizers() -> tuple[str, ...]:
     """Return the names of the tokenizers that ship with tokred."""
-    found = shipped_folder("models").glob("*/config.json")
-    return tuple(sorted(path.parent.name for path in found if _architecture(_config_or_none(path)) in tokenizers()))
+    return shipped_models(lambda raw: architecture_of(raw) in tokenizers())
 
 
 def load_tokenizer(
@@ -59,7 +64,7 @@ def load_tokenizer(
     if name in shipped:
         return _load_tokenizer(shipped_folder("models") / name)
     path = Path(name).expanduser()
-    if path.is_dir() and (path / "config.json").is_file() and not is_published(_read_json(path / "config.json")):
+    if path.is_dir() and (path / CONFIG).is_file() and not is_published(read_json(path / CONFIG)):
         return _load_tokenizer(path)
     if path.exists():
         return load_published(path, scaling_factor=scaling_factor, sample_posterior=sample_posterior)
@@ -74,8 +79,8 @@ def load_tokenizer(
 
 def is_tokenizer(name: str) -> bool:
     """Say whether :func:`load_tokenizer` is meant by a name: a shipped one, or a folder of a tokenizer."""
-    config = _config_or_none(Path(name).expanduser() / "config.json")
-    return name in list_tokenizers() or is_published(config) or _architecture(config) in tokenizers()
+    config = peek(Path(name).expanduser() / CONFIG)
+    return name in list_tokenizers() or is_published(config) or architecture_of(config) in tokenizers()
 
 
 def load_prior(name_or_folder: str | os.PathLike[str]) -> Prior:
@@ -86,7 +91,7 @@ def load_prior(name_or_folder: str | os.PathLike[str]) -> Prior:
         ConfigError: a configuration that is none of a prior.
     """
     shipped = shipped_folder("models") / os.fspath(name_or_folder)
-    folder = shipped if (shipped / "config.json").is_file() else Path(name_or_folder).expanduser()
+    folder = shipped if (shipped / CONFIG).is_file() else Path(name_or_folder).expanduser()
     if not folder.is_dir():
         raise DataError(f"{os.fspath(name_or_folder)!r} is no prior that ships with tokred, and no folder.")
     model = _load_folder(folder)
@@ -102,17 +107,11 @@ def read_tokenizer_config(path: str | os.PathLike[str]) -> Any:
         DataError: no such file.
         ConfigError: no JSON, an unknown architecture or key, or a wrong value; the message names it.
     """
-    path = Path(path)
-    raw = _read_json(path)
     known: dict[str, type[BaseModel]] = {name: cls.spec for name, cls in tokenizers().items()} | {"prior": PriorConfig}
-    architecture = _architecture(raw)
+    architecture = architecture_of(read_json(path))
     if architecture not in known:
         raise ConfigError(f"{path}: the architecture {architecture!r} is not known. Known: {', '.join(known)}.")
-    spec = known[architecture]
-    try:
-        return spec.model_validate(raw)
-    except ValidationError as error:
-        raise ConfigError(f"{path}: {say_what_is_wrong(error, spec)}") from error
+    return read_spec(path, known[architecture])
 
 
 def save_tokenizer(model: Tokenizer | Prior, folder: str | os.PathLike[str]) -> Path:
@@ -121,18 +120,7 @@ def save_tokenizer(model: Tokenizer | Prior, folder: str | os.PathLike[str]) -> 
     Raises:
         DataError: a weight that half precision cannot hold.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: value.detach().cpu().contiguous().half() for name, value in model.state_dict().items()}
-    for name, value in weights.items():
-        if not torch.isfinite(value).all():
-            raise DataError(f"{name} has values that half precision cannot hold. Was the training stable?")
-    path = folder / "model.safetensors"
-    save_file(weights, path, metadata={"format": "pt", "architecture": model.config.architecture})
-    path.chmod(0o644)  # safetensors writes for the owner alone; a model is there to be shared
-    text = json.dumps(model.config.model_dump(mode="json", exclude_none=True), indent=2)
-    (folder / "config.json").write_text(text + "\n", encoding="utf-8")
-    return path
+    return write_model(model, model.config, folder)
 
 
 def _load_tokenizer(folder: Path) -> Tokenizer:
@@ -143,48 +131,10 @@ def _load_tokenizer(folder: Path) -> Tokenizer:
 
 
 def _load_folder(folder: Path) -> Tokenizer | Prior:
-    config = read_tokenizer_config(folder / "config.json")
+    config = read_tokenizer_config(folder / CONFIG)
     model = Prior(config) if config.architecture == "prior" else tokenizers()[config.architecture](config)
-    path = folder / "model.safetensors"
-    if not path.is_file():
-        raise DataError(f"{path} does not exist. A model folder holds config.json and model.safetensors.")
-    try:
-        weights = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise DataError(f"{path}: not a readable safetensors file ({error}).") from error
-    own = model.state_dict()
-    missing, extra = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
-    if missing or extra:
-        raise DataError(
-            f"{path} does not fit config.json. Missing: {', '.join(missing) or 'none'}. "
-            f"Not expected: {', '.join(extra) or 'none'}."
-        )
-    wrong = [f"{name} is {tuple(value.shape)} instead of {tuple(own[name].shape)}"
-             for name, value in weights.items() if value.shape != own[name].shape]  # fmt: skip
-    if wrong:
-        raise DataError(f"{path}: {'; '.join(wrong)}.")
-    model.load_state_dict(weights)  # copies half precision into the model's float32
+    read_weights(model, folder / WEIGHTS)
     return model.eval()
-
-
-def _architecture(config: Any) -> Any:
-    return config.get("architecture") if isinstance(config, dict) else None
-
-
-def _config_or_none(path: Path) -> Any:
-    try:
-        return _read_json(path)
-    except (ConfigError, DataError):
-        return None
-
-
-def _read_json(path: Path) -> Any:
-    if not path.is_file():
-        raise DataError(f"{path} does not exist. A model folder holds config.json and model.safetensors.")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read as JSON ({error}).") from error
 
 
 def _download(name: str) -> Path:

@@ -7,9 +7,10 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from tokred.assets import ModelConfig, say_what_is_wrong
+from tokred.assets import ModelConfig
 from tokred.clip_assets import ClipConfig, ImageTower, TextTower
 from tokred.errors import ConfigError
+from tokred.model_folder import say_what_is_wrong
 from tokred.tokenizers.flextok.config import FlexTokConfig, Trunk
 from tokred.tokenizers.flextok.times import TimeLaw
 from tokred.tokenizers.karl import KARLConfig

@@ -1,7 +1,6 @@
 """Published FlexTok checkpoints: what their configuration says, without ever running what it names."""
 
 import ast
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tokred.errors import ConfigError, DataError
+from tokred.model_folder import read_json, require_shapes
 from tokred.tokenizers.flextok.config import AutoencoderSpec, FlexTokConfig, Trunk
 from tokred.tokenizers.flextok.layout import clean, to_ours
 from tokred.tokenizers.flextok.model import FlexTok
@@ -79,20 +79,14 @@ def load_published(
     if "encoder" in header:
         tree = _parse_header(header, path)
     elif beside.is_file():
-        try:
-            tree = json.loads(beside.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{beside}: cannot be read as JSON ({error}).") from error
+        tree = read_json(beside)
     else:
         raise DataError(f"{path}: no configuration, neither in its header nor in a config.json beside it.")
     config = config_from(tree, tensors, scaling_factor=scaling_factor, sample_posterior=sample_posterior)
     model = FlexTok(config)
     own = model.state_dict()
     ours = to_ours(tensors, own)
-    wrong = [f"{name} is {tuple(ours[name].shape)} instead of {tuple(own[name].shape)}"
-             for name in own if ours[name].shape != own[name].shape]  # fmt: skip
-    if wrong:
-        raise DataError(f"{path}: {'; '.join(wrong)}.")
+    require_shapes({name: (ours[name], own[name]) for name in own}, path)
     model.load_state_dict(ours)
     return model.eval()
 
