@@ -1,5 +1,6 @@
 """Several processes, one on each GPU, as torchrun starts them: every one takes its part of a batch."""
 
+import atexit
 import os
 
 import torch
@@ -16,6 +17,7 @@ def start() -> None:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    atexit.register(_leave)
 
 
 def world() -> int:
@@ -50,3 +52,9 @@ def average_gradients(model: nn.Module) -> None:
     flat /= world()
     for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
         gradient.copy_(mean.view_as(gradient))
+
+
+def _leave() -> None:
+    """Part from the others; a thread of the group that outlives the interpreter would abort the process."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
