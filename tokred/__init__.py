@@ -1,5 +1,6 @@
 """tokred: token reduction for vision transformers, multimodal LLMs and image tokenizers."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from tokred import nn
@@ -57,7 +58,6 @@ from tokred.methods import (
     methods,
 )
 from tokred.multimodal import MultimodalHandle
-from tokred.multimodal_assets import load_multimodal
 from tokred.patching import Handle, patch, unpatch
 from tokred.schedule import Schedule
 from tokred.shape import ModelShape
@@ -67,6 +67,7 @@ from tokred.view import LayerView
 
 if TYPE_CHECKING:
     from tokred.clip_assets import load_clip
+    from tokred.multimodal_assets import load_multimodal
     from tokred.tokenizer_assets import load_tokenizer
 
 __version__ = "0.1.0"
@@ -139,14 +140,15 @@ __all__ = [
 ]
 
 
+_LATER = {
+    "load_clip": "tokred.clip_assets",
+    "load_multimodal": "tokred.multimodal_assets",
+    "load_tokenizer": "tokred.tokenizer_assets",
+}
+
+
 def __getattr__(name: str) -> Any:
     """What needs more libraries than patching does comes when it is asked for."""
-    if name == "load_tokenizer":
-        from tokred.tokenizer_assets import load_tokenizer
-
-        return load_tokenizer
-    if name == "load_clip":
-        from tokred.clip_assets import load_clip
-
-        return load_clip
+    if name in _LATER:
+        return getattr(import_module(_LATER[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
