@@ -22,7 +22,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 bench: $(VENV)/.installed-dev
-	$(BIN)/tokred bench --rounds 50 --out docs/results/bench_tome.json
+	$(BIN)/tokred bench --rounds 100 --out docs/results/bench_tome.json
 
 docs: $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 OMP_NUM_THREADS=1 $(BIN)/python -m mkdocs build --strict

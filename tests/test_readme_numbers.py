@@ -145,9 +145,8 @@ def test_the_text_on_the_misses_in_speed_is_what_was_measured():
     reached = {point["r"]: point["measured_over_ideal"] for point in record["results"]}
     text = " ".join(PAGE.split())
     assert reached[0] >= 0.98
-    assert reached[13] >= 0.97
-    missed = [f"{0.97 - round(reached[r], 3):.3f}" for r in (8, 16)]
-    assert f"missed at r=8 by {missed[0]} and at r=16 by {missed[1]}." in text
+    missed = [f"{0.97 - round(reached[r], 3):.3f}" for r in (8, 13, 16)]
+    assert f"missed at r=8 by {missed[0]}, at r=13 by {missed[1]} and at r=16 by {missed[2]}." in text
 
 
 def test_the_text_on_all_methods_is_what_was_measured():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any, Literal
 
 import torch
@@ -135,16 +135,14 @@ def encoded_images(
             rows = [image for row in rows for image in row.split(each) if len(row)]
         return [EncodedImage(row, None, slice(0)) for row in rows if len(row)]
     images, number = [], 0
-    layout_of = cache(lambda grid, frames: VisualLayout.plain(grid, frames, features[0].device))
+    layout_of = cache(partial(VisualLayout.plain, device=features[0].device))  # one for all images of a size
     for row in rows:
         start = 0
         while start < len(row):  # some families return the tiles of a prompt in one piece
             unit = units[number]
             length = unit.num_patches // side**2
-            grid = unit.grid[0] // side, unit.grid[1] // side
-            images.append(
-                EncodedImage(row[start : start + length], layout_of(grid, unit.frames), slice(number, number + 1))
-            )
+            layout = layout_of((unit.grid[0] // side, unit.grid[1] // side), unit.frames)
+            images.append(EncodedImage(row[start : start + length], layout, slice(number, number + 1)))
             start, number = start + length, number + 1
     return images
 

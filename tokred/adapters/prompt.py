@@ -121,6 +121,9 @@ def shorten(valid: Tensor, images: Sequence[Sequence[PlacedImage]], everything: 
 
     Returns:
         The plan, or ``None`` if every image keeps all of its tokens as they are.
+
+    Raises:
+        ValueError: two slots of an image start from one token, so that they have no places of their own.
     """
     if not everything and all(_keeps_all(image.choice) for row in images for image in row):
         return None
@@ -137,6 +140,9 @@ def shorten(valid: Tensor, images: Sequence[Sequence[PlacedImage]], everything: 
             stays[b, places] = True
             source[b, places], image[b, places], patch[b, places] = taken, number, kept
     counts = stays.sum(dim=1)
+    gone = sum(placed.choice.num_tokens - placed.choice.map.num_slots for row in images for placed in row)
+    if int(counts.sum()) != int(valid.sum()) - gone:
+        raise ValueError("A token map for visual tokens must start every slot from another token; this one does not.")
     slots = int(counts.max())
     pad = (slots - counts).unsqueeze(1)
     place = stays.to(torch.int8).argsort(dim=1, stable=True)[:, tokens - slots :]  # what stays is last
