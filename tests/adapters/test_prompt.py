@@ -18,6 +18,7 @@ from tokred.adapters.prompt import (
     slots_behind,
     whole,
 )
+from tokred.errors import TokredError
 from tokred.token_map import TokenMap
 
 
@@ -96,6 +97,15 @@ def test_two_slots_from_one_token_are_refused():
     twice = PlacedImage(ImageChoice(TokenMap.select(torch.tensor([[1, 1]]), 3)), torch.arange(3))
     with pytest.raises(ValueError, match="every slot from another token"):
         shorten(torch.ones(1, 4, dtype=torch.bool), [[twice]])
+
+
+@pytest.mark.parametrize("merges", [False, True])
+def test_visual_tokens_that_the_mask_hides_are_refused(merges: bool):
+    one = torch.tensor([[0]])
+    token_map = TokenMap(one, one + 1, one, 3) if merges else TokenMap.select(one, 3)
+    valid = torch.tensor([[True, True, False, False, True]])
+    with pytest.raises(TokredError, match="mask hides visual tokens"):
+        shorten(valid, [[PlacedImage(ImageChoice(token_map), torch.arange(1, 4))]])
 
 
 def test_images_belong_to_prompts_by_their_numbers_of_tokens():

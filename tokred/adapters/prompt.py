@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokred.errors import TokredError
 from tokred.layout import VisualLayout
 from tokred.token_map import TokenMap, gather_tokens, take
 
@@ -124,11 +125,12 @@ def shorten(valid: Tensor, images: Sequence[Sequence[PlacedImage]], everything: 
 
     Raises:
         ValueError: two slots of an image start from one token, so that they have no places of their own.
+        TokredError: visual tokens are marked as padding, as if the language model should not see them.
     """
     if not everything and all(_keeps_all(image.choice) for row in images for image in row):
         return None
     batch, tokens = valid.shape
-    stays = valid.clone()
+    text = valid.clone()
     source = torch.arange(tokens, device=valid.device).repeat(batch, 1)
     image, patch = torch.full_like(source, -1), torch.full_like(source, -1)
     for b, row in enumerate(images):
@@ -136,13 +138,12 @@ def shorten(valid: Tensor, images: Sequence[Sequence[PlacedImage]], everything: 
             kept = placed.choice.map.kept[0]
             taken = placed.places[kept]
             places = taken.sort().values  # the kept tokens take the kept places, in the order of the method
-            stays[b, placed.places] = False
-            stays[b, places] = True
+            text[b, placed.places] = False
             source[b, places], image[b, places], patch[b, places] = taken, number, kept
+    visual = image >= 0
+    _require_places(valid, text, visual, [placed.choice for row in images for placed in row])
+    stays = text | visual
     counts = stays.sum(dim=1)
-    gone = sum(placed.choice.num_tokens - placed.choice.map.num_slots for row in images for placed in row)
-    if int(counts.sum()) != int(valid.sum()) - gone:
-        raise ValueError("A token map for visual tokens must start every slot from another token; this one does not.")
     slots = int(counts.max())
     pad = (slots - counts).unsqueeze(1)
     place = stays.to(torch.int8).argsort(dim=1, stable=True)[:, tokens - slots :]  # what stays is last
@@ -163,6 +164,17 @@ def shorten(valid: Tensor, images: Sequence[Sequence[PlacedImage]], everything: 
             if placed.choice.merges
         ),
     )
+
+
+def _require_places(valid: Tensor, text: Tensor, visual: Tensor, choices: Sequence[ImageChoice]) -> None:
+    """Refuse maps whose slots share a place, and visual tokens that are hidden."""
+    if int(visual.sum()) != sum(choice.map.num_slots for choice in choices):
+        raise ValueError("A token map for visual tokens must start every slot from another token; this one does not.")
+    if int(valid.sum()) - int(text.sum()) != sum(choice.num_tokens for choice in choices):
+        raise TokredError(
+            "The attention mask hides visual tokens, but what stays of an image would be seen. Leave the hidden images "
+            "out of the prompts, or remove the patch."
+        )
 
 
 def _keeps_all(choice: ImageChoice) -> bool:
