@@ -36,9 +36,10 @@ def peek(path: Path) -> Any:
         return None
 
 
-def architecture_of(raw: Any) -> Any:
+def architecture_of(raw: Any) -> str | None:
     """The architecture that the contents of a ``config.json`` name; ``None`` if they name none."""
-    return raw.get("architecture") if isinstance(raw, dict) else None
+    name = raw.get("architecture") if isinstance(raw, dict) else None
+    return name if isinstance(name, str) else None
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
@@ -69,14 +70,22 @@ def read_spec(path: str | os.PathLike[str], spec: type[Spec], *parts: type[BaseM
         DataError: no such file.
         ConfigError: no JSON, an unknown key or a wrong value; the message names it.
     """
-    raw = read_json(path)
+    return check_spec(read_json(path), path, spec, *parts)
+
+
+def check_spec(raw: Any, path: str | os.PathLike[str], spec: type[Spec], *parts: type[BaseModel]) -> Spec:
+    """:func:`read_spec` of what was read already.
+
+    Raises:
+        ConfigError: an unknown key or a wrong value; the message names it.
+    """
     try:
         return spec.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {say_what_is_wrong(error, spec, *parts)}") from error
+        raise ConfigError(f"{os.fspath(path)}: {_say_what_is_wrong(error, spec, *parts)}") from error
 
 
-def say_what_is_wrong(error: ValidationError, *specs: type[BaseModel]) -> str:
+def _say_what_is_wrong(error: ValidationError, *specs: type[BaseModel]) -> str:
     """Return pydantic's complaints in words, with the nearest known key for each unknown one."""
     known = {name for spec in specs for name in spec.model_fields}
     lines = []

@@ -14,9 +14,9 @@ from tokred.model_folder import (
     CONFIG,
     WEIGHTS,
     architecture_of,
+    check_spec,
     peek,
     read_json,
-    read_spec,
     read_weights,
     shipped_models,
     write_model,
@@ -108,10 +108,11 @@ def read_tokenizer_config(path: str | os.PathLike[str]) -> Any:
         ConfigError: no JSON, an unknown architecture or key, or a wrong value; the message names it.
     """
     known: dict[str, type[BaseModel]] = {name: cls.spec for name, cls in tokenizers().items()} | {"prior": PriorConfig}
-    architecture = architecture_of(read_json(path))
+    raw = read_json(path)
+    architecture = architecture_of(raw)
     if architecture not in known:
         raise ConfigError(f"{path}: the architecture {architecture!r} is not known. Known: {', '.join(known)}.")
-    return read_spec(path, known[architecture])
+    return check_spec(raw, path, known[architecture])
 
 
 def save_tokenizer(model: Tokenizer | Prior, folder: str | os.PathLike[str]) -> Path:

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from tokred.assets import ModelConfig
 from tokred.clip_assets import ClipConfig, ImageTower, TextTower
 from tokred.errors import ConfigError
-from tokred.model_folder import say_what_is_wrong
+from tokred.model_folder import check_spec
 from tokred.tokenizers.flextok.config import FlexTokConfig, Trunk
 from tokred.tokenizers.flextok.times import TimeLaw
 from tokred.tokenizers.karl import KARLConfig
@@ -197,8 +197,6 @@ def load_spec(path: str | Path) -> TrainSpec:
     """
     try:
         raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        return TrainSpec.model_validate(raw)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
-    except ValidationError as error:
-        raise ConfigError(f"{path}: {say_what_is_wrong(error, *_SPECS)}") from error
+    return check_spec(raw, path, TrainSpec, *_SPECS)
