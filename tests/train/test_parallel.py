@@ -21,7 +21,6 @@ from tokred.train.config import LoopSpec, Stage
 from tokred.train.loop import train_model
 
 torch.set_num_threads(1)
-parallel.start()
 
 class Line:
     examples = 32
@@ -44,7 +43,8 @@ class Line:
         return {}
 
 spec = LoopSpec(stages=(Stage(epochs=3),), batch_size=8, bf16=False, learning_rate=0.01, clip_grad=None)
-train_model(Line(), spec, sys.argv[1])
+with parallel.joined():
+    train_model(Line(), spec, sys.argv[1])
 """
 
 
@@ -65,6 +65,8 @@ def test_two_processes_learn_what_one_does(tmp_path: Path, monkeypatch: pytest.M
         torch.testing.assert_close(load_file(two)[name], value)
 
 
-def test_one_process_takes_everything():
+def test_one_process_takes_everything_and_joins_nobody():
+    with parallel.joined():
+        assert not torch.distributed.is_initialized()
     assert parallel.own_part(torch.arange(8), 4).tolist() == list(range(8))
     assert (parallel.rank(), parallel.world(), parallel.is_first()) == (0, 1, True)

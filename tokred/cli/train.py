@@ -44,33 +44,35 @@ def train(
             Console().print(f"{name}: {value}", highlight=False)
         return
     folder = output if output is not None else Path("runs/train") / spec.name
-    task = build_task(spec)
-    console = Console(quiet=not parallel.is_first())
-    progress = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[state]}"),
-        console=console,
-    )
-    with progress:
-        bar = progress.add_task(spec.name, total=None, state="")
+    with parallel.joined():
+        task = build_task(spec)
+        is_first = parallel.is_first()
+        console = Console(quiet=not is_first)
+        progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[state]}"),
+            console=console,
+        )
+        with progress:
+            bar = progress.add_task(spec.name, total=None, state="")
 
-        def report(step: Step) -> None:
-            measured = "  ".join(f"{name} {value:.2f}" for name, value in step.metrics.items())
-            state = f"loss {step.loss:.3f}  {step.images_per_second:.0f} img/s  {measured}"
-            progress.update(bar, completed=step.number, total=step.total, state=state)
+            def report(step: Step) -> None:
+                measured = "  ".join(f"{name} {value:.2f}" for name, value in step.metrics.items())
+                state = f"loss {step.loss:.3f}  {step.images_per_second:.0f} img/s  {measured}"
+                progress.update(bar, completed=step.number, total=step.total, state=state)
 
-        try:
-            model = train_model(task, spec.loop, folder, resume=resume, report=report)
-        except KeyboardInterrupt:
-            progress.stop()
-            console.print(f"Stopped. The checkpoint is in {folder}; go on with: tokred train {config} --resume")
-            raise typer.Exit(130) from None
-    if not parallel.is_first():
+            try:
+                model = train_model(task, spec.loop, folder, resume=resume, report=report)
+            except KeyboardInterrupt:
+                progress.stop()
+                console.print(f"Stopped. The checkpoint is in {folder}; go on with: tokred train {config} --resume")
+                raise typer.Exit(130) from None
+    if not is_first:
         return
     console.print(f"Measuring the exported file in {folder / 'model'} on the test set ...")
     for name, value in task.export(model, folder / "model").items():

@@ -18,7 +18,6 @@ from tokred.tokenizers.flextok.dropout import draw_keep
 from tokred.tokenizers.flextok.flow import mix, velocity_target
 from tokred.tokenizers.flextok.model import FlexTok
 from tokred.tokenizers.flextok.times import draw_times
-from tokred.train import parallel
 from tokred.train.config import FlexTokTraining
 from tokred.train.pictures import Pictures
 
@@ -34,7 +33,6 @@ class FlexTokTask:
 
     def __init__(self, spec: FlexTokTraining, seed: int = 0):
         self.spec = spec
-        parallel.start()
         torch.manual_seed(seed)
         self.model = FlexTok(spec.model).to("cuda" if torch.cuda.is_available() else "cpu")
         if self.model.vae is not None:

@@ -1,7 +1,8 @@
 """Several processes, one on each GPU, as torchrun starts them: every one takes its part of a batch."""
 
-import atexit
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
@@ -10,14 +11,21 @@ from torch import Tensor, nn
 from tokred.errors import ConfigError
 
 
-def start() -> None:
-    """Join the other processes, if torchrun started some."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+@contextmanager
+def joined() -> Iterator[None]:
+    """Join the other processes, if torchrun started some, and part from them at the end.
+
+    A thread of a group that was never left may outlive the interpreter, which aborts the process. After an error the
+    group is not left, since that may wait for the others for long: the process ends, and torchrun ends them all.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    atexit.register(_leave)
+    yield
+    dist.destroy_process_group()
 
 
 def world() -> int:
@@ -52,9 +60,3 @@ def average_gradients(model: nn.Module) -> None:
     flat /= world()
     for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
         gradient.copy_(mean.view_as(gradient))
-
-
-def _leave() -> None:
-    """Part from the others; a thread of the group that outlives the interpreter would abort the process."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
