@@ -51,7 +51,7 @@ class EncoderAttention:
 
     def patch_keys(self) -> Tensor:
         """[P, N, D] keys of the patches averaged over the heads; float32."""
-        keys = self.k[:, :, self.num_prefix :].float().mean(dim=1)
+        keys = ops.head_mean(self.k[:, :, self.num_prefix :].float())
         return keys if self.pool is None else self.pool(keys.transpose(1, 2)).transpose(1, 2)
 
     @cached_property
@@ -146,7 +146,7 @@ class FeatureView:
 
     def keys(self, layer: int | None = None) -> Tensor:
         """[P, T, D] keys of one layer averaged over the heads, prefix tokens included."""
-        return self.mine(self.attention(layer).k).mean(dim=1)
+        return ops.head_mean(self.mine(self.attention(layer).k))
 
     def patch_keys(self, layer: int | None = None) -> Tensor:
         """[P, N, D] keys of the patches averaged over the heads, pooled where several patches make one token."""

@@ -102,3 +102,27 @@ def test_padding_has_no_vote():
 
 def test_equal_scores_keep_their_order():
     assert torch.equal(ops.rank_descending(torch.tensor([[1.0, 3.0, 1.0, 3.0]])), torch.tensor([[1, 3, 0, 2]]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("heads", [1, 2, 3, 7])
+@pytest.mark.parametrize("dim", [1, 2])
+def test_the_mean_over_the_heads_is_the_mean(heads: int, dim: int, dtype: torch.dtype):
+    x = torch.randn((2, heads, 5, 4) if dim == 1 else (2, 5, heads, 4), dtype=dtype)
+    before = x.clone()
+    torch.testing.assert_close(ops.head_mean(x, dim=dim), x.mean(dim=dim))
+    assert torch.equal(x, before)
+
+
+def test_the_mean_over_the_heads_has_its_gradient():
+    x = torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(ops.head_mean, x)
+
+
+def test_rows_of_length_one_are_not_scaled_again():
+    a, b = torch.randn(2, 6, 8), torch.randn(2, 5, 8)
+    score, index = ops.best_match(a, b)
+    again, same = ops.best_match(ops.unit(a), ops.unit(b), normalised=True)
+    assert torch.equal(score, again)
+    assert torch.equal(index, same)
+    assert (ops.best_match(2 * ops.unit(a), ops.unit(b), normalised=True)[0] == 2 * score).all()

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from tokred import ops
 from tokred.adapters.attention import AttentionReader, Removable, current_call
 from tokred.errors import UnsupportedModelError
 from tokred.ops.proportional import choose_way, proportional_attention
@@ -62,7 +63,7 @@ class HuggingFaceReader(AttentionReader):
         """Signals of one call."""
         return {
             "head_keys": lambda: caught.get("head_keys", caught["k"]),
-            "keys": lambda: caught["keys"] if "keys" in caught else caught["k"].mean(dim=1),
+            "keys": lambda: caught["keys"] if "keys" in caught else ops.head_mean(caught["k"]),
             "q": lambda: caught["q"],
             "k": lambda: caught["k"],
             "v": lambda: caught["v"],
@@ -78,7 +79,7 @@ class HuggingFaceReader(AttentionReader):
             keys = output.chunk(3, dim=-1)[1] if self.fused else output
             keys = keys.unflatten(-1, (-1, self.head_dim(attn)))
             keys = keys if call.packed_images is None else keys.reshape(call.packed_images, -1, *keys.shape[-2:])
-            call.caught[signal] = keys.mean(dim=2) if signal == "keys" else keys.transpose(1, 2)
+            call.caught[signal] = ops.head_mean(keys, dim=2) if signal == "keys" else keys.transpose(1, 2)
 
     def heads(self, attn: Any) -> int:
         """Number of query heads."""

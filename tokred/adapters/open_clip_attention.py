@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tokred import ops
 from tokred.adapters.attention import AttentionReader, Removable, catch_input, catch_output, current_call
 from tokred.ops import proportional_attention
 from tokred.view import Signal
@@ -31,7 +32,7 @@ class MultiheadReader(AttentionReader):
         """Signals of one call."""
         return {
             "head_keys": lambda: caught["k"],
-            "keys": lambda: caught["k"].mean(dim=1),
+            "keys": lambda: ops.head_mean(caught["k"]),
             "q": lambda: caught["q"],
             "k": lambda: caught["k"],
             "v": lambda: caught["v"],
@@ -111,7 +112,7 @@ class OpenClipReader(AttentionReader):
 
         return {
             "head_keys": lambda: caught["raw_keys"],
-            "keys": lambda: caught["raw_keys"].mean(dim=1),
+            "keys": lambda: ops.head_mean(caught["raw_keys"]),
             "q": lambda: caught["q"],
             "k": lambda: caught["k"],
             "v": values,

@@ -295,10 +295,10 @@ class Site:
         return arguments
 
     def _require_finite(self, x: Tensor) -> None:
-        # one row is enough: a value that is not finite reaches every row through the attention
+        # one value of an image is enough: what is not finite reaches every row and channel through the attention
         if torch.compiler.is_compiling() or x.device.type != "cpu" or x.shape[0] == 0:
             return
-        if not math.isfinite(x[:, 0].sum().item()):
+        if not all(map(math.isfinite, x[:, 0, 0].tolist())):
             raise NonFiniteError(
                 f"Activations after the attention of block {self.layer} are not finite, so {self.reduction.name} "
                 "cannot compare tokens. Check the input images and the precision (try bfloat16 instead of float16)."
@@ -363,11 +363,10 @@ def key_bias(state: TokenState, proportional: bool, dtype: torch.dtype) -> Tenso
 
     In training the logarithm of the soft mask is added, and then it is [B, 1, N, N]: every token sees itself.
     """
-    ragged = any(step.map.valid is not None for step in state.steps)
     bias = None
     if proportional and state.sizes is not None:
         bias = state.sizes.log()
-    elif ragged and state.valid is not None:
+    elif state.valid is not None and any(step.map.valid is not None for step in state.steps):
         bias = torch.zeros_like(state.valid, dtype=torch.float32).masked_fill(~state.valid, -torch.inf)
     bias = None if bias is None else bias[:, None, None]
     visible = state.visible

@@ -11,6 +11,7 @@ from timm.layers.pos_embed_sincos import apply_rot_embed_cat
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tokred import ops
 from tokred.adapters.attention import AttentionReader, Removable, catch_input, catch_output, current_call
 from tokred.errors import UnsupportedModelError
 from tokred.view import Signal
@@ -64,7 +65,7 @@ class TimmAttentionReader(AttentionReader):
 
         return {
             "head_keys": raw_keys,
-            "keys": lambda: caught["mean_keys"] if "mean_keys" in caught else raw_keys().mean(dim=1),
+            "keys": lambda: caught["mean_keys"] if "mean_keys" in caught else ops.head_mean(raw_keys()),
             "q": lambda: used("queries", 0),
             "k": lambda: used("keys", 1),
             "v": lambda: _project(attn, caught["input"], 2),
@@ -88,7 +89,7 @@ class TimmAttentionReader(AttentionReader):
         """Average at once, while the keys are in the cache; later they would have to be fetched again."""
         call = current_call()
         if call is not None and call.catching:
-            call.caught["mean_keys"] = inputs[0].mean(dim=2 if self.tokens_first else 1)
+            call.caught["mean_keys"] = ops.head_mean(inputs[0], dim=2 if self.tokens_first else 1)
 
     def _heads_first(self, x: Tensor) -> Tensor:
         return x.transpose(1, 2) if self.tokens_first else x

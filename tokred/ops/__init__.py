@@ -4,6 +4,7 @@ from tokred.ops.attention import attention_matrix, attention_means, attention_re
 from tokred.ops.distance import distances
 from tokred.ops.diverse import farthest, nearest_distance
 from tokred.ops.energy import density, energy, gaussian_energy
+from tokred.ops.heads import head_mean
 from tokred.ops.match import best_match, bipartite_match, both_real, cosine, unit
 from tokred.ops.merge import merge, merge_sizes, merge_tokens, take
 from tokred.ops.proportional import key_biased_attention, proportional_attention
@@ -24,6 +25,7 @@ __all__ = [
     "farthest",
     "first_votes",
     "gaussian_energy",
+    "head_mean",
     "key_biased_attention",
     "merge",
     "merge_sizes",

@@ -36,7 +36,7 @@ def both_real(valid: Tensor | None, a: Tensor, b: Tensor) -> Tensor | None:
 
 
 @dispatched
-def best_match(a: Tensor, b: Tensor, allowed: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def best_match(a: Tensor, b: Tensor, allowed: Tensor | None = None, normalised: bool = False) -> tuple[Tensor, Tensor]:
     """Find the most similar row of ``b`` for every row of ``a``.
 
     Many rows are compared a chunk at a time, so that memory grows with N, not with M N.
@@ -45,18 +45,20 @@ def best_match(a: Tensor, b: Tensor, allowed: Tensor | None = None) -> tuple[Ten
         a: [B, M, D].
         b: [B, N, D], N at least 1.
         allowed: [B, M, N] bool, false for pairs that must not meet.
+        normalised: all rows have length one already.
 
     Returns:
         The best cosine [B, M] (minus infinity where nothing is allowed) and its index into ``b`` [B, M]; the lowest
         index on ties.
     """
-    if a.shape[1] * b.shape[1] < _WHOLE:
-        score = cosine(a, b)
-        if allowed is not None:
-            score = score.masked_fill(~allowed, -torch.inf)
-        best, index = score.max(dim=-1)
-        return best, index
-    return _best_in_chunks(unit(a), unit(b).transpose(1, 2), allowed, _CHUNK)
+    a, b = (a, b) if normalised else (unit(a), unit(b))
+    if a.shape[1] * b.shape[1] >= _WHOLE:
+        return _best_in_chunks(a, b.transpose(1, 2), allowed, _CHUNK)
+    score = a.bmm(b.transpose(1, 2))
+    if allowed is not None:
+        score = score.masked_fill(~allowed, -torch.inf)
+    best, index = score.max(dim=-1)
+    return best, index
 
 
 def _best_in_chunks(a: Tensor, b: Tensor, allowed: Tensor | None, chunk: int) -> tuple[Tensor, Tensor]:
@@ -89,16 +91,17 @@ def bipartite_match(
         ``into`` [B, removed]: the places of their partners in ``kept``. The lowest index on ties.
     """
     batch, tokens, _ = metric.shape
-    position = torch.arange(tokens, device=metric.device)
+    position = torch.arange(tokens, device=metric.device).expand(batch, -1)
     first_even = num_prefix + num_prefix % 2
     first_odd = num_prefix + 1 - num_prefix % 2
-    even, odd = position[first_even::2], position[first_odd::2]
-    allowed = both_real(valid, even.expand(batch, -1), odd.expand(batch, -1))
-    score, partner = best_match(metric[:, first_even::2], metric[:, first_odd::2], allowed)
+    even, odd = position[:, first_even::2], position[:, first_odd::2]
+    normal = unit(metric)
+    allowed = both_real(valid, even, odd)
+    score, partner = best_match(normal[:, first_even::2], normal[:, first_odd::2], allowed, normalised=True)
     order = rank_descending(score)
-    merged, unmerged = order[:, :removed], order[:, removed:]
+    ranked = even.gather(1, order)
+    moved, unmerged = ranked[:, :removed], ranked[:, removed:]
     if num_prefix:
         unmerged = unmerged.sort(dim=1).values
-    prefix = position[:num_prefix].expand(batch, -1)
-    kept = torch.cat([prefix, even[unmerged], odd.expand(batch, -1)], dim=1)
-    return kept, even[merged], partner.gather(1, merged) + num_prefix + unmerged.shape[1]
+    kept = torch.cat([position[:, :num_prefix], unmerged, odd], dim=1)
+    return kept, moved, partner.gather(1, order[:, :removed]) + (num_prefix + unmerged.shape[1])

@@ -1,4 +1,8 @@
-"""Merging tokens and their sizes, slot by slot."""
+"""Merging tokens and their sizes, slot by slot.
+
+Everything happens in the rows of a flattened batch: selecting whole rows is several times faster than ``gather`` with
+an index expanded over the channels, and the rows of a map are counted once for tokens and sizes.
+"""
 
 import torch
 from torch import Tensor
@@ -7,23 +11,8 @@ from tokred.ops.dispatch import dispatched
 
 
 def take(x: Tensor, index: Tensor) -> Tensor:
-    """Return the rows of ``x`` [B, N, ...] that ``index`` [B, M] names: [B, M, ...].
-
-    The batch is flattened first: selecting whole rows is several times faster than ``gather`` with an index
-    expanded over the channels.
-    """
-    batch, tokens = x.shape[:2]
-    offset = torch.arange(batch, device=x.device).unsqueeze(1) * tokens
-    rows = x.reshape(batch * tokens, *x.shape[2:]).index_select(0, (index + offset).flatten())
-    return rows.reshape(batch, index.shape[1], *x.shape[2:])
-
-
-def add_rows_(into: Tensor, index: Tensor, rows: Tensor) -> Tensor:
-    """Add ``rows`` [B, R, ...] to the contiguous ``into`` [B, M, ...] at ``index`` [B, R], in place."""
-    batch, slots = into.shape[:2]
-    offset = torch.arange(batch, device=into.device).unsqueeze(1) * slots
-    into.flatten(0, 1).index_add_(0, (index + offset).flatten(), rows.flatten(0, 1))
-    return into
+    """Return the rows of ``x`` [B, N, ...] that ``index`` [B, M] names: [B, M, ...]."""
+    return x.flatten(0, 1).index_select(0, _rows(index, x.shape[1])).unflatten(0, index.shape)
 
 
 @dispatched
@@ -43,9 +32,8 @@ def merge(
     Returns:
         [B, M, ...] tokens and [B, M] float32 sizes.
     """
-    sizes = merge_sizes(size, kept, moved, into, size_weight, valid)
-    total = sizes if weight is None and size_weight is None and valid is None else None
-    return _tokens(x, size, kept, moved, into, weight, mean, total), sizes
+    slots = _Slots(size, x.shape[1], kept, moved, into)
+    return slots.tokens(x, weight, mean), slots.sizes(size_weight, valid)
 
 
 @dispatched
@@ -72,7 +60,7 @@ def merge_tokens(
     Returns:
         [B, M, ...] in the data type of ``x``; sums are taken in at least float32.
     """
-    return _tokens(x, size, kept, moved, into, weight, mean, None)
+    return _Slots(size, x.shape[1], kept, moved, into).tokens(x, weight, mean)
 
 
 def merge_sizes(
@@ -93,63 +81,93 @@ def merge_sizes(
         size_weight: [B, M + R], factors on the sizes of the kept and then of the moved tokens.
         valid: [B, M] bool, false for slots whose size is 0.
     """
-    slots, others = kept.shape[1], moved.shape[1]
-    entries = _entries(size, kept, moved)
-    if size_weight is not None:
-        entries = entries * size_weight
-    total, joining = entries.split([slots, others], dim=1)
-    if others:
-        total = add_rows_(total.clone(), into.clamp(min=0), joining * (into >= 0))
-    if size_weight is not None:
-        total = total.clamp(min=torch.finfo(torch.float32).tiny)  # negative factors must not make a size negative
-    return total if valid is None else total * valid
-
-
-def _tokens(
-    x: Tensor,
-    size: Tensor | None,
-    kept: Tensor,
-    moved: Tensor,
-    into: Tensor,
-    weight: Tensor | None,
-    mean: bool,
-    total: Tensor | None,
-) -> Tensor:
-    """``total`` [B, M] is the sum of the weights of every slot, where it is known."""
-    slots = take(x, kept)
-    if moved.shape[1] == 0 and mean:
-        return slots
-    entries = _entries(size, kept, moved) if weight is None else weight.float()
-    anchor_weight, moved_weight = entries.split([kept.shape[1], moved.shape[1]], dim=1)
-    moved_weight = moved_weight * (into >= 0)
-    exact = torch.promote_types(x.dtype, torch.float32)  # sums in half precision lose small summands
-    slots = slots.to(exact)
-    trailing = (..., *[None] * (x.ndim - 2))
-    into = into.clamp(min=0)
-    if not mean:
-        rows = take(x, moved).to(exact)
-        return add_rows_(slots * anchor_weight[trailing], into, rows * moved_weight[trailing]).to(x.dtype)
-    # a mean is the anchor plus the weighted distances to it: only the moved rows are touched
-    if total is None:
-        total = add_rows_(anchor_weight.clone(), into, moved_weight)
-    share = moved_weight / total.gather(1, into)
-    rows, anchor = take(x, torch.cat([moved, kept.gather(1, into)], dim=1)).to(exact).chunk(2, dim=1)
-    return add_rows_(slots, into, ((rows - anchor) * share[trailing])).to(x.dtype)
+    return _Slots(size, 0 if size is None else size.shape[1], kept, moved, into).sizes(size_weight, valid)
 
 
 def shares(size: Tensor | None, kept: Tensor, moved: Tensor, into: Tensor, weight: Tensor | None, mean: bool) -> Tensor:
     """[B, M + R] float32: how much of its slot every kept and then every moved token is."""
-    entries = _entries(size, kept, moved) if weight is None else weight.float()
-    anchor, joining = entries.split([kept.shape[1], moved.shape[1]], dim=1)
-    joining, into = joining * (into >= 0), into.clamp(min=0)
-    if not mean:
-        return torch.cat([anchor, joining], dim=1)
-    total = add_rows_(anchor.clone(), into, joining)
-    return torch.cat([anchor / total, joining / total.gather(1, into)], dim=1)
+    slots = _Slots(size, 0 if size is None else size.shape[1], kept, moved, into)
+    anchor, joining, total = slots.weigh(weight)
+    if mean:
+        anchor, joining = anchor / total, joining / total.index_select(0, slots.into)
+    return torch.cat([anchor.view_as(kept), joining.view_as(moved)], dim=1)
 
 
-def _entries(size: Tensor | None, kept: Tensor, moved: Tensor) -> Tensor:
-    """[B, M + R] float32: the sizes of the kept and then of the moved tokens."""
-    if size is None:
-        return torch.ones(kept.shape[0], kept.shape[1] + moved.shape[1], device=kept.device)
-    return size.float().gather(1, torch.cat([kept, moved], dim=1))
+class _Slots:
+    """A map from [B, N] tokens to [B, M] slots, in the rows of the flattened batch.
+
+    Attributes:
+        size: [B, N], the weights where no others are given; ``None``: ones.
+        kept: [B M], the token that each slot starts from.
+        moved: [B R], further tokens.
+        into: [B R], the slot that each joins.
+        joins: [B R] bool, false where it joins none, whatever ``into`` says.
+    """
+
+    def __init__(self, size: Tensor | None, num_tokens: int, kept: Tensor, moved: Tensor, into: Tensor) -> None:
+        self.size = size
+        self.shape = kept.shape
+        self.kept, self.moved = _rows(kept, num_tokens), _rows(moved, num_tokens)
+        self.into, self.joins = _rows(into.clamp(min=0), kept.shape[1]), (into >= 0).flatten()
+        self._by_size: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def tokens(self, x: Tensor, weight: Tensor | None, mean: bool) -> Tensor:
+        """:func:`merge_tokens`."""
+        exact = torch.promote_types(x.dtype, torch.float32)  # sums in half precision lose small summands
+        rows = x.flatten(0, 1)
+        slots = rows.index_select(0, self.kept).to(exact)
+        if len(self.moved) or not mean:
+            anchor, joining, total = self.weigh(weight)
+            moved = rows.index_select(0, self.moved).to(exact)
+            if mean:  # the anchor plus the weighted distances to it: only the moved rows are touched
+                moved = moved - slots.index_select(0, self.into)
+                joining = joining / total.index_select(0, self.into)
+            else:
+                slots = slots * _beside(slots, anchor)
+            slots.index_add_(0, self.into, moved * _beside(moved, joining))
+        return slots.to(x.dtype).unflatten(0, self.shape)
+
+    def sizes(self, size_weight: Tensor | None, valid: Tensor | None) -> Tensor:
+        """:func:`merge_sizes`."""
+        anchor, joining, total = self.weigh(None)
+        if size_weight is not None:
+            factor, joining_factor = self._split(size_weight)
+            total = (anchor * factor).index_add(0, self.into, joining * joining_factor)
+            total = total.clamp(min=torch.finfo(torch.float32).tiny)  # negative factors must not make a size negative
+        total = total.view(self.shape)
+        return total if valid is None else total * valid
+
+    def weigh(self, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """The weights [B M] of the kept tokens, [B R] of the moved ones, and their sums [B M] in every slot; float32.
+
+        ``weight`` is [B, M + R], or ``None`` for the sizes, which are looked up once.
+        """
+        if weight is not None:
+            anchor, joining = self._split(weight.float())
+            joining = joining * self.joins
+            return anchor, joining, anchor.index_add(0, self.into, joining)
+        if self._by_size is None:
+            anchor, joining = self._sizes()
+            self._by_size = anchor, joining, anchor.index_add(0, self.into, joining)
+        return self._by_size
+
+    def _sizes(self) -> tuple[Tensor, Tensor]:
+        if self.size is None:
+            return torch.ones(len(self.kept), device=self.kept.device), self.joins.float()
+        size = self.size.float().flatten()
+        return size.index_select(0, self.kept), size.index_select(0, self.moved) * self.joins
+
+    def _split(self, entries: Tensor) -> tuple[Tensor, Tensor]:
+        """Values [B, M + R] of the kept and then of the moved tokens: [B M] and [B R]."""
+        return entries[:, : self.shape[1]].flatten(), entries[:, self.shape[1] :].flatten()
+
+
+def _rows(index: Tensor, num_tokens: int) -> Tensor:
+    """The rows [B M] of the flattened batch where the tokens ``index`` [B, M] of every image are."""
+    first = torch.arange(len(index), device=index.device).unsqueeze(1) * num_tokens
+    return (index + first).flatten()
+
+
+def _beside(rows: Tensor, values: Tensor) -> Tensor:
+    """``values`` [R], one for every row of ``rows`` [R, ...], to be multiplied with it."""
+    return values.reshape(-1, *[1] * (rows.ndim - 1))

@@ -187,8 +187,8 @@ def _plain_match(
 differentiate_as(_match, _plain_match)
 
 
-def best_match(a: Tensor, b: Tensor, allowed: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """:func:`tokred.ops.best_match` without the scores ever being written."""
+def best_match(a: Tensor, b: Tensor, allowed: Tensor | None = None, normalised: bool = False) -> tuple[Tensor, Tensor]:
+    """:func:`tokred.ops.best_match` without the scores ever being written; rows are scaled in registers in any case."""
     if allowed is not None:
         allowed = allowed.expand(a.shape[0], a.shape[1], b.shape[1])
     best, index = _match(a, b, allowed, None, False)
