@@ -22,7 +22,9 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 bench: $(VENV)/.installed-dev
-	$(BIN)/tokred bench --rounds 100 --out docs/results/bench_tome.json
+	$(BIN)/tokred bench --rounds 16 --processes 7 --out docs/results/bench_tome.json
+	MALLOC_TRIM_THRESHOLD_=10000000000 MALLOC_MMAP_THRESHOLD_=10000000000 $(BIN)/tokred bench \
+		--r 8 --r 13 --r 16 --rounds 16 --processes 3 --out docs/results/bench_tome_heap_kept.json
 
 docs: $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 OMP_NUM_THREADS=1 $(BIN)/python -m mkdocs build --strict

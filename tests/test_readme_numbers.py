@@ -103,7 +103,12 @@ def test_the_tables_are_made_from_the_results():
 def test_the_page_says_on_what_speed_was_measured():
     record = json.loads((ROOT / "docs" / "results" / "bench_tome.json").read_text())
     assert record["device"] in PAGE
-    assert f"{record['rounds']} for every r" in PAGE
+    assert f"{record['rounds']} for every r in each of {record['processes']} fresh processes" in PAGE
+    kept = json.loads((ROOT / "docs" / "results" / "bench_tome_heap_kept.json").read_text())
+    assert record["allocator"] == {}
+    assert set(kept["allocator"].values()) == {"10000000000"}
+    assert kept["device"] == record["device"]
+    assert (kept["rounds"], kept["processes"]) == (record["rounds"], 3)
     assert all(f"{name} {version}" in PAGE for name, version in record["versions"].items())
 
 
@@ -145,8 +150,8 @@ def test_the_text_on_the_misses_in_speed_is_what_was_measured():
     reached = {point["r"]: point["measured_over_ideal"] for point in record["results"]}
     text = " ".join(PAGE.split())
     assert reached[0] >= 0.98
-    missed = [f"{0.97 - round(reached[r], 3):.3f}" for r in (8, 13, 16)]
-    assert f"missed at r=8 by {missed[0]}, at r=13 by {missed[1]} and at r=16 by {missed[2]}." in text
+    assert min(reached[8], reached[13]) >= 0.97
+    assert f"met at r=0, r=8 and r=13, and missed at r=16 by {0.97 - round(reached[16], 3):.3f}." in text
 
 
 def test_the_text_on_all_methods_is_what_was_measured():

@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from statistics import median
 
 import pytest
 import timm
@@ -74,6 +75,17 @@ def test_the_bench_writes_numbers_and_a_page(tmp_path: Path, monkeypatch: pytest
     assert record["device"] in text
     assert f"torch {record['versions']['torch']}" in text
     assert text.count("\n| ") == 3
+
+
+def test_every_fresh_process_has_its_own_share_of_the_pairs():
+    tiny = SpeedBench("test_vit3", rs=(4,), batch_size=1, num_threads=1, rounds=3, processes=2)
+    record = run_bench(tiny)
+    [entry] = record["results"]
+    ratios = [a / b for a, b in zip(entry["seconds_unpatched"], entry["seconds"], strict=True)]
+    assert len(ratios) == 6
+    assert entry["measured"] == median(ratios)
+    assert entry["measured_by_process"] == [median(ratios[:3]), median(ratios[3:])]
+    assert record["processes"] == 2
 
 
 def test_the_bench_refuses_bad_names(tmp_path: Path):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ import torch
 
 from tokred.bench.explain import Explanation, explain
 from tokred.bench.machine import device_name, require_device, threads, versions
+from tokred.bench.timing import Comparison
 from tokred.errors import ConfigError, DataError
 from tokred.methods import ToMe
 
@@ -26,7 +30,9 @@ class SpeedBench:
         rs: the strengths of ToMe.
         batch_size: images a batch.
         num_threads: CPU threads.
-        rounds: pairs of timed forward passes for every strength.
+        rounds: pairs of timed forward passes for every strength in each process.
+        processes: fresh processes for every strength, one after another; 1: this one. What a process cannot change
+            about itself, such as where its memory lies, moves the ratio by several per cent on a CPU.
         device: where.
         dtype: float32, bfloat16 or float16.
     """
@@ -36,6 +42,7 @@ class SpeedBench:
     batch_size: int = 16
     num_threads: int = 2
     rounds: int = 20
+    processes: int = 1
     device: str = "cpu"
     dtype: str = "float32"
 
@@ -48,12 +55,12 @@ def run_bench(bench: SpeedBench, report: Callable[[Explanation], None] | None = 
         report: called with every strength that is done.
     """
     device = require_device(bench.device)
-    model = _build(bench.model).to(device, getattr(torch, bench.dtype))
     entries = []
     with threads(bench.num_threads) as number:
         for r in bench.rs:
-            found = explain(model, ToMe(r=r), batch_size=bench.batch_size, rounds=bench.rounds, max_seconds=None)
-            entries.append(_entry(r, found))
+            parts = _measured(bench, r)
+            found = replace(parts[0], measured=Comparison.together([_pairs(part) for part in parts]))
+            entries.append(_entry(r, found, [_pairs(part).ratio for part in parts]))
             if report is not None:
                 report(found)
     return {
@@ -65,6 +72,8 @@ def run_bench(bench: SpeedBench, report: Callable[[Explanation], None] | None = 
         "batch_size": bench.batch_size,
         "dtype": bench.dtype,
         "rounds": bench.rounds,
+        "processes": bench.processes,
+        "allocator": {name: value for name, value in os.environ.items() if name.startswith("MALLOC_")},
         "method": "tome",
         "results": entries,
     }
@@ -79,8 +88,9 @@ def markdown(record: dict[str, Any]) -> str:
         f"{record['device']}, {record['threads']} threads, {record['dtype']}, batch size {record['batch_size']}; "
         f"{versions}; {record['date']}.",
         "",
-        f"Unpatched and patched model ran in turn, {record['rounds']} pairs for every r; the table gives the median of "
-        "the ratios and, in brackets, their quartiles. Ideal is the ratio of the MACs without those of the matching.",
+        f"Unpatched and patched model ran in turn, {record['rounds']} pairs for every r in each of "
+        f"{record['processes']} processes; the table gives the median of the ratios and, in brackets, their quartiles. "
+        "Ideal is the ratio of the MACs without those of the matching.",
         "",
         "| r | tokens at the end | GMACs | ideal | measured | measured / ideal | images/s before | images/s after |",
         "|---:|---:|---:|---:|---:|---:|---:|---:|",
@@ -119,10 +129,29 @@ def save(
     return tuple(texts)
 
 
-def _entry(r: int, found: Explanation) -> dict[str, Any]:
+def _measured(bench: SpeedBench, r: int) -> list[Explanation]:
+    """One strength, once in every process."""
+    if bench.processes == 1:
+        return [_measure(bench, r)]
+    fresh = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(max_workers=1, mp_context=fresh, max_tasks_per_child=1) as pool:
+        return list(pool.map(_measure, [bench] * bench.processes, [r] * bench.processes))
+
+
+def _measure(bench: SpeedBench, r: int) -> Explanation:
+    model = _build(bench.model).to(bench.device, getattr(torch, bench.dtype))
+    with threads(bench.num_threads):
+        return explain(model, ToMe(r=r), batch_size=bench.batch_size, rounds=bench.rounds, max_seconds=None)
+
+
+def _pairs(found: Explanation) -> Comparison:
     if found.measured is None:
         raise ValueError("Nothing was measured.")
-    pairs = found.measured
+    return found.measured
+
+
+def _entry(r: int, found: Explanation, ratios: list[float]) -> dict[str, Any]:
+    pairs = _pairs(found)
     low, high = pairs.quartiles
     return {
         "r": r,
@@ -133,6 +162,7 @@ def _entry(r: int, found: Explanation) -> dict[str, Any]:
         "low": low,
         "high": high,
         "measured_over_ideal": pairs.ratio / found.ideal,
+        "measured_by_process": ratios,
         "images_per_second_unpatched": found.batch_size / pairs.base.median,
         "images_per_second": found.batch_size / pairs.other.median,
         "seconds_unpatched": list(pairs.base.seconds),

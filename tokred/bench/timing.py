@@ -8,7 +8,7 @@ of the ratios holds where the seconds themselves do not.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,6 +42,13 @@ class Comparison:
 
     base: Timing
     other: Timing
+
+    @classmethod
+    def together(cls, parts: Sequence[Comparison]) -> Comparison:
+        """The pairs of several comparisons, one behind another."""
+        base = [seconds for part in parts for seconds in part.base.seconds]
+        other = [seconds for part in parts for seconds in part.other.seconds]
+        return cls(Timing(tuple(base)), Timing(tuple(other)))
 
     @property
     def ratios(self) -> tuple[float, ...]:

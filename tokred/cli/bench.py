@@ -20,7 +20,8 @@ def bench(
     r: Annotated[list[int] | None, typer.Option(min=0, help="Strength of ToMe; may be repeated. [0 8 13 16]")] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = SpeedBench.batch_size,
     num_threads: Annotated[int, typer.Option("--threads", min=1, help="CPU threads.")] = SpeedBench.num_threads,
-    rounds: Annotated[int, typer.Option(min=1, help="Timed pairs for every r.")] = SpeedBench.rounds,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed pairs for every r, a process.")] = SpeedBench.rounds,
+    processes: Annotated[int, typer.Option(min=1, help="Fresh processes for every r.")] = SpeedBench.processes,
     device: Annotated[str, typer.Option()] = SpeedBench.device,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = SpeedBench.dtype,
     tokenizer: Annotated[
@@ -32,7 +33,7 @@ def bench(
     if tokenizer is not None:
         _bench_tokenizer(TokenizerBench(tokenizer, batch_size, num_threads, rounds, device, dtype), out)
         return
-    setting = SpeedBench(model, tuple(r or SpeedBench.rs), batch_size, num_threads, rounds, device, dtype)
+    setting = SpeedBench(model, tuple(r or SpeedBench.rs), batch_size, num_threads, rounds, processes, device, dtype)
     table = Table("r", "tokens at the end", "GMACs", "ideal", "measured", "middle half", "measured / ideal", "images/s")
     for column in table.columns:
         column.justify = "right"
@@ -47,7 +48,7 @@ def bench(
     console = output()
     console.print(
         f"{model}, {dtype}, batch {batch_size}, {record['device']}, {record['threads']} threads, torch "
-        f"{record['versions']['torch']}; {rounds} pairs each",
+        f"{record['versions']['torch']}; {rounds} pairs each" + (f" in {processes} processes" if processes > 1 else ""),
         highlight=False,
     )
     console.print(table)
