@@ -117,12 +117,3 @@ def test_the_mean_over_the_heads_is_the_mean(heads: int, dim: int, dtype: torch.
 def test_the_mean_over_the_heads_has_its_gradient():
     x = torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(ops.head_mean, x)
-
-
-def test_rows_of_length_one_are_not_scaled_again():
-    a, b = torch.randn(2, 6, 8), torch.randn(2, 5, 8)
-    score, index = ops.best_match(a, b)
-    again, same = ops.best_match(ops.unit(a), ops.unit(b), normalised=True)
-    assert torch.equal(score, again)
-    assert torch.equal(index, same)
-    assert (ops.best_match(2 * ops.unit(a), ops.unit(b), normalised=True)[0] == 2 * score).all()

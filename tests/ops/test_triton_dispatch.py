@@ -82,7 +82,7 @@ def test_old_gpus_and_other_vendors_fall_back(monkeypatch):
         ("best_match", [tokens(0, 4, 8), tokens(0, 4, 8)], "empty tensors"),
         ("best_match", [tokens(1, 4, 0), tokens(1, 4, 0)], "empty tensors"),
         ("best_match", [tokens(1, 1, 9000), tokens(1, 1, 9000)], "width 9000: the kernel takes up to 8192"),
-        ("bipartite_match", [tokens(1, 1025, 2)], "1025 tokens: the kernel takes up to 1024"),
+        ("farthest", [tokens(1, 8193, 2)], "8193 tokens: the kernel takes up to 8192"),
         ("attention_row", [tokens(1, 1, 2, 257), tokens(1, 1, 2, 257)], "width 257"),
         ("farthest", [tokens(1, 1, 1).expand(64, 4096, 1)], "64 x 4096 x 4096 cosines"),
         ("best_match", [tokens(1, 1, 1).expand(1, 2**31 + 1, 1)], "beyond 2^31"),

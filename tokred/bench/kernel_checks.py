@@ -158,11 +158,15 @@ def _bipartite() -> Cases:
         _both("bipartite_match", x, 9, 0)
         _both("bipartite_match", x, 9, 1)
 
+    def several_launches(device: torch.device) -> None:
+        _both("bipartite_match", _random(1, 1027, 8, device=device), 100, 1)
+
     for tokens, prefix in ((2, 0), (41, 0), (50, 1), (39, 2), (66, 5)):
         dtype = DTYPES[tokens % 3]
         yield f"bipartite_match {tokens} tokens, prefix {prefix}, {_name(dtype)}", partial(shape, tokens, prefix, dtype)
     for kind in _DIFFICULT:
         yield f"bipartite_match {kind}", partial(difficult, kind)
+    yield "bipartite_match 1027 tokens, in several launches", several_launches
 
 
 def _entries(device: torch.device, tokens: int = 29, others: int = 11) -> tuple[Tensor, ...]:

@@ -49,7 +49,7 @@ class Kernel:
 # The reasons stand in docs/design.md, "Kernels".
 KERNELS = {
     "best_match": Kernel("match", 8192, alike=2),
-    "bipartite_match": Kernel("match", 8192, max_tokens=1024),  # one program holds the scores of an image
+    "bipartite_match": Kernel("match", 8192),
     "nearest_distance": Kernel("diverse", 8192),
     "merge": Kernel("merge", 65536),
     "merge_tokens": Kernel("merge", 65536),

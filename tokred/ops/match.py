@@ -36,7 +36,7 @@ def both_real(valid: Tensor | None, a: Tensor, b: Tensor) -> Tensor | None:
 
 
 @dispatched
-def best_match(a: Tensor, b: Tensor, allowed: Tensor | None = None, normalised: bool = False) -> tuple[Tensor, Tensor]:
+def best_match(a: Tensor, b: Tensor, allowed: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Find the most similar row of ``b`` for every row of ``a``.
 
     Many rows are compared a chunk at a time, so that memory grows with N, not with M N.
@@ -45,16 +45,20 @@ def best_match(a: Tensor, b: Tensor, allowed: Tensor | None = None, normalised: 
         a: [B, M, D].
         b: [B, N, D], N at least 1.
         allowed: [B, M, N] bool, false for pairs that must not meet.
-        normalised: all rows have length one already.
 
     Returns:
         The best cosine [B, M] (minus infinity where nothing is allowed) and its index into ``b`` [B, M]; the lowest
         index on ties.
     """
-    a, b = (a, b) if normalised else (unit(a), unit(b))
-    if a.shape[1] * b.shape[1] >= _WHOLE:
-        return _best_in_chunks(a, b.transpose(1, 2), allowed, _CHUNK)
-    score = a.bmm(b.transpose(1, 2))
+    return _best(unit(a), unit(b), allowed)
+
+
+def _best(a: Tensor, b: Tensor, allowed: Tensor | None) -> tuple[Tensor, Tensor]:
+    """:func:`best_match` of unit vectors."""
+    b = b.transpose(1, 2)
+    if a.shape[1] * b.shape[2] >= _WHOLE:
+        return _best_in_chunks(a, b, allowed, _CHUNK)
+    score = a.bmm(b)
     if allowed is not None:
         score = score.masked_fill(~allowed, -torch.inf)
     best, index = score.max(dim=-1)
@@ -90,18 +94,43 @@ def bipartite_match(
         by falling similarity), all odd ones; ``moved`` [B, removed]: the paired even ones by falling similarity;
         ``into`` [B, removed]: the places of their partners in ``kept``. The lowest index on ties.
     """
-    batch, tokens, _ = metric.shape
-    position = torch.arange(tokens, device=metric.device).expand(batch, -1)
-    first_even = num_prefix + num_prefix % 2
-    first_odd = num_prefix + 1 - num_prefix % 2
-    even, odd = position[:, first_even::2], position[:, first_odd::2]
     normal = unit(metric)
-    allowed = both_real(valid, even, odd)
-    score, partner = best_match(normal[:, first_even::2], normal[:, first_odd::2], allowed, normalised=True)
+    even, odd = halves(num_prefix)
+    score, partner = _best(normal[:, even], normal[:, odd], halves_may_meet(valid, num_prefix))
+    return best_pairs(score, partner, metric.shape[1], removed, num_prefix)
+
+
+def halves(num_prefix: int) -> tuple[slice, slice]:
+    """The tokens at even and those at odd positions, behind the prefix."""
+    return slice(num_prefix + num_prefix % 2, None, 2), slice(num_prefix + 1 - num_prefix % 2, None, 2)
+
+
+def halves_may_meet(valid: Tensor | None, num_prefix: int) -> Tensor | None:
+    """:func:`both_real` of the :func:`halves` of ``valid`` [B, N]."""
+    if valid is None:
+        return None
+    even, odd = halves(num_prefix)
+    return valid[:, even].unsqueeze(2) & valid[:, odd].unsqueeze(1)
+
+
+def best_pairs(
+    score: Tensor, partner: Tensor, tokens: int, removed: int, num_prefix: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The result of :func:`bipartite_match`, once the best partner of every even token is known.
+
+    Args:
+        score: [B, M] its cosine.
+        partner: [B, M] its index among the odd tokens.
+        tokens: N.
+        removed: see there.
+        num_prefix: see there.
+    """
+    position = torch.arange(tokens, device=score.device).expand(len(score), -1)
+    even, odd = halves(num_prefix)
     order = rank_descending(score)
-    ranked = even.gather(1, order)
+    ranked = position[:, even].gather(1, order)
     moved, unmerged = ranked[:, :removed], ranked[:, removed:]
     if num_prefix:
         unmerged = unmerged.sort(dim=1).values
-    kept = torch.cat([position[:, :num_prefix], unmerged, odd], dim=1)
+    kept = torch.cat([position[:, :num_prefix], unmerged, position[:, odd]], dim=1)
     return kept, moved, partner.gather(1, order[:, :removed]) + (num_prefix + unmerged.shape[1])

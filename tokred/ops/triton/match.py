@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tokred.ops.dispatch import without_kernel
 from tokred.ops.match import best_match as plain_match
+from tokred.ops.match import best_pairs, halves, halves_may_meet
 from tokred.ops.match import bipartite_match as plain_bipartite
 from tokred.ops.triton.cosine import cosines, inverse_norms, load_tile
 from tokred.ops.triton.launch import (
@@ -23,6 +24,8 @@ from tokred.ops.triton.launch import (
     tiles,
     wrap_triton,
 )
+
+_ONE_LAUNCH = 1024  # tokens of an image whose scores one program can hold
 
 
 @triton.jit
@@ -187,8 +190,8 @@ def _plain_match(
 differentiate_as(_match, _plain_match)
 
 
-def best_match(a: Tensor, b: Tensor, allowed: Tensor | None = None, normalised: bool = False) -> tuple[Tensor, Tensor]:
-    """:func:`tokred.ops.best_match` without the scores ever being written; rows are scaled in registers in any case."""
+def best_match(a: Tensor, b: Tensor, allowed: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """:func:`tokred.ops.best_match` without the scores ever being written."""
     if allowed is not None:
         allowed = allowed.expand(a.shape[0], a.shape[1], b.shape[1])
     best, index = _match(a, b, allowed, None, False)
@@ -250,7 +253,15 @@ def _depth(width: int, rows: int, element_size: int) -> int:
 def bipartite_match(
     metric: Tensor, removed: int, num_prefix: int, valid: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`tokred.ops.bipartite_match` in one launch; it decides, so there are no gradients."""
-    if min(_halves(metric.shape[1], num_prefix)[2:]) == 0:
+    """:func:`tokred.ops.bipartite_match`; it decides, so there are no gradients.
+
+    One launch where a program can hold the scores of an image; beyond, best partners are found first and then sorted.
+    """
+    tokens, metric = metric.shape[1], metric.detach()
+    if min(_halves(tokens, num_prefix)[2:]) == 0:
         return without_kernel(plain_bipartite)(metric, removed, num_prefix, valid)
-    return _bipartite(metric.detach(), removed, num_prefix, valid)
+    if tokens <= _ONE_LAUNCH:
+        return _bipartite(metric, removed, num_prefix, valid)
+    even, odd = halves(num_prefix)
+    score, partner = best_match(metric[:, even], metric[:, odd], halves_may_meet(valid, num_prefix))
+    return best_pairs(score, partner, tokens, removed, num_prefix)
