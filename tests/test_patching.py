@@ -266,6 +266,16 @@ def test_values_that_are_not_finite_name_the_layer():
         run(model, x)
 
 
+def test_one_channel_that_overflows_in_the_last_block_names_it():
+    model = small()
+    last = len(model.blocks) - 1
+    with torch.no_grad():
+        model.blocks[last].attn.proj.bias[5] = torch.inf
+    tokred.patch(model, tokred.ToMe(r=4), verify=False)
+    with pytest.raises(tokred.NonFiniteError, match=f"attention of block {last} are not finite"):
+        run(model, images())
+
+
 def test_no_images_give_no_logits():
     model = small()
     for method in (tokred.ToMe(r=4), tokred.TopK(), tokred.ATS()):
