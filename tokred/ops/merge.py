@@ -113,18 +113,19 @@ class _Slots:
 
     def tokens(self, x: Tensor, weight: Tensor | None, mean: bool) -> Tensor:
         """:func:`merge_tokens`."""
-        exact = torch.promote_types(x.dtype, torch.float32)  # sums in half precision lose small summands
         rows = x.flatten(0, 1)
-        slots = rows.index_select(0, self.kept).to(exact)
-        if len(self.moved) or not mean:
-            anchor, joining, total = self.weigh(weight)
-            moved = rows.index_select(0, self.moved).to(exact)
-            if mean:  # the anchor plus the weighted distances to it: only the moved rows are touched
-                moved = moved - slots.index_select(0, self.into)
-                joining = joining / total.index_select(0, self.into)
-            else:
-                slots = slots * _beside(slots, anchor)
-            slots.index_add_(0, self.into, moved * _beside(moved, joining))
+        slots = rows.index_select(0, self.kept)
+        if len(self.moved) == 0 and mean:
+            return slots.unflatten(0, self.shape)
+        exact = torch.promote_types(x.dtype, torch.float32)  # sums in half precision lose small summands
+        slots, moved = slots.to(exact), rows.index_select(0, self.moved).to(exact)
+        anchor, joining, total = self.weigh(weight)
+        if mean:  # the anchor plus the weighted distances to it: only the moved rows are touched
+            moved = moved - slots.index_select(0, self.into)
+            joining = joining / total.index_select(0, self.into)
+        else:
+            slots = slots * _beside(slots, anchor)
+        slots.index_add_(0, self.into, moved * _beside(moved, joining))
         return slots.to(x.dtype).unflatten(0, self.shape)
 
     def sizes(self, size_weight: Tensor | None, valid: Tensor | None) -> Tensor:

@@ -205,7 +205,8 @@ def nearest_distance(tokens: Tensor, allowed: Tensor | None = None) -> Tensor:
 
 
 def _halves(tokens: int, num_prefix: int) -> tuple[int, int, int, int]:
-    first_even, first_odd = num_prefix + num_prefix % 2, num_prefix + 1 - num_prefix % 2
+    """Where the even and the odd tokens begin, and how many there are of each."""
+    first_even, first_odd = (half.start for half in halves(num_prefix))
     return first_even, first_odd, (tokens - first_even + 1) // 2, (tokens - first_odd + 1) // 2
 
 
