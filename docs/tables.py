@@ -8,6 +8,8 @@ from typing import Any
 
 import polars as pl
 
+from tokred.bench.models import table as speed_table
+
 DOCS = Path(__file__).parent
 PAGES = sorted(DOCS.rglob("*.md"))
 RESULTS = DOCS / "results"
@@ -172,24 +174,7 @@ def tome_heap_kept() -> str:
 
 
 def _tome(name: str) -> str:
-    rows = []
-    for point in json.loads((RESULTS / name).read_text())["results"]:
-        processes = [ratio / point["ideal"] for ratio in point["measured_by_process"]]
-        rows.append(
-            [
-                str(point["r"]),
-                str(point["tokens"]),
-                f"{point['gmacs']:.2f}",
-                f"{point['ideal']:.2f}",
-                f"{point['measured']:.3f} ({point['low']:.3f} to {point['high']:.3f})",
-                f"{point['measured_over_ideal']:.3f}",
-                f"{min(processes):.3f} to {max(processes):.3f}",
-                f"{point['images_per_second_unpatched']:.1f}",
-                f"{point['images_per_second']:.1f}",
-            ]
-        )
-    titles = "r|tokens at the end|GMACs|ideal|measured|measured / ideal|by process|images/s before|images/s after"
-    return _table(titles, rows, text=0)
+    return "\n".join(speed_table(json.loads((RESULTS / name).read_text()))) + "\n"
 
 
 def load() -> str:
